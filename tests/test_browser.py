@@ -1,0 +1,153 @@
+"""JupyterLab in chromium: notebooks run, figures and widgets appear, a slider moves what it should; pictures go to out/browser/."""
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tests.house.notebooks import NBS, ROOT, kill
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PICTURES = ROOT/"out"/"browser"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900),
+              pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")]
+
+EXAMPLE = """
+import plotly.graph_objects as go
+from IPython.display import display
+from ipywidgets import IntSlider, Label, VBox
+from arlm_nb.core.plotting import show
+
+show(go.Figure(go.Bar(x=["a", "b", "c"], y=[3, 1, 2])))
+slider, label = IntSlider(value=3, min=0, max=9, description="steps"), Label("3 squared is 9")
+slider.observe(lambda change: setattr(label, "value", f"{change.new} squared is {change.new**2}"), "value")
+display(VBox([slider, label]))
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab of its own on a copy of the notebooks; gives its address and its folder."
+    folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("home")
+    for path in NBS.glob("*.ipynb"): shutil.copy(path, folder)
+    nb = new_notebook(cells=[new_code_cell(EXAMPLE)])
+    nb.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
+    nbformat.write(nb, folder/"example.ipynb")
+    (home/"config"/"labconfig").mkdir(parents=True)
+    (home/"config"/"labconfig"/"page_config.json").write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    tracker = home/"settings"/"@jupyterlab"/"notebook-extension"/"tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))  # every output is in the page, not only those in view
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(8)
+    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(home/"config"), "JUPYTER_DATA_DIR": str(home/"data"), "OMP_NUM_THREADS": "1",
+           "JUPYTERLAB_SETTINGS_DIR": str(home/"settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home/"workspaces")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1",
+               f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    with (home/"log").open("w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, home/"log")
+        yield f"http://127.0.0.1:{port}", token, folder
+    finally:
+        server.terminate()
+        try: server.wait(10)
+        except subprocess.TimeoutExpired: pass
+        kill(server)
+
+
+def wait_for(address: str, server: subprocess.Popen, log, seconds: float = 180) -> None:
+    for _ in range(int(seconds*2)):
+        try: return urllib.request.urlopen(address, timeout=5).close()
+        except OSError: time.sleep(0.5)
+        if server.poll() is not None: break
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}", pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+RUN_ALL = """() => {
+    window.ran = "";
+    window.jupyterapp.commands.execute("notebook:run-all-cells").then(() => window.ran = "done", error => window.ran = String(error));
+}"""
+
+
+def run_all(browser, lab, name: str, seconds: float = 400):
+    "Opens a notebook in a fresh page, runs all cells, gives the page."
+    address, token, _ = lab
+    page = browser.new_page(viewport={"width": 1300, "height": 1600})
+    page.set_default_timeout(120_000)
+    page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.wait_for_function(IDLE)  # the kernel is there
+    page.evaluate(RUN_ALL)
+    page.wait_for_function("window.ran !== ''", timeout=1000*seconds)
+    assert page.evaluate("window.ran") == "done"
+    page.wait_for_function(IDLE)
+    page.wait_for_timeout(1500)
+    errors = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
+    assert errors.count() == 0, errors.first.inner_text()
+    return page
+
+
+def picture(page, name: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES/f"{name}.png")
+
+
+def move_slider(page, steps: int = 3):
+    "The first slider, some steps to the right with the keyboard; gives the outputs before and after."
+    outputs = "() => [...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.innerHTML).join('')"
+    handle = page.locator(".jp-OutputArea .noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    before = page.evaluate(outputs)
+    handle.focus()
+    for _ in range(steps):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(300)
+    page.wait_for_timeout(2500)
+    return before, page.evaluate(outputs)
+
+
+def test_a_figure_and_a_slider(browser, lab):
+    page = run_all(browser, lab, "example.ipynb")
+    page.wait_for_selector(".js-plotly-plot .main-svg", state="attached")
+    assert page.locator(".widget-label", has_text="3 squared is 9").count() == 1
+    move_slider(page)
+    page.wait_for_selector("text=6 squared is 36")
+    picture(page, "example")
+    page.close()
+
+
+@pytest.mark.skipif(not (NBS/"tour.ipynb").exists(), reason="nbs/tour.ipynb is not there yet")
+def test_the_tour(browser, lab):
+    page = run_all(browser, lab, "tour.ipynb")
+    assert page.locator(".js-plotly-plot .main-svg").count() > 0, "no figure was drawn"
+    picture(page, "tour-top")
+    assert page.locator(".jp-OutputArea .noUi-handle").count() > 0, "no slider was drawn"
+    before, after = move_slider(page)
+    without = lambda html: html.replace("noUi-active", "")
+    assert without(before) != without(after), "the slider changed nothing"
+    picture(page, "tour-slider")
+    page.close()
