@@ -1,7 +1,7 @@
 """The LM contract on ten Hugging Face families: the wrapper changes nothing, and mask, positions, cache and hooks are honoured."""
 import pytest
 import torch
-from models import CONTEXT, FAMILIES, VOCAB, hf_model, hflm
+from tests.models import CONTEXT, FAMILIES, VOCAB, hf_model, hflm
 
 from arlm_nb.core.hflm import HFLM
 from arlm_nb.core.masks import causal, tree

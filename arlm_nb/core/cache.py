@@ -65,6 +65,7 @@ class KVCache:
                  capacity: int = 64,  # slots allocated at first; doubled when full
                  ):
         self.states, self.capacity, self.length, self._positions = [None] * n_layers, capacity, 0, None
+        self.fast = None  # what a model gathered for its decoding step (core.fast_step)
 
     @property
     def batch_size(self) -> int | None:
@@ -186,7 +187,9 @@ def _join(a, b):
     return type(a)(_join(x, y) for x, y in zip(a, b)) if isinstance(a, (tuple, list)) else a
 
 def clone(self: KVCache) -> KVCache:
-    "A copy that shares nothing."
-    return copy.deepcopy(self)
+    "A copy that shares no state with this one."
+    other = copy.copy(self)
+    other.states = copy.deepcopy(self.states)
+    return other
 
 KVCache.join, KVCache.clone = join, clone

@@ -143,7 +143,7 @@ def decode_loop(lm, prompt, choose: Callable,  # (logits [B, V], live row number
 # %% ../../nbs/core/21_generation.ipynb #c013
 def _describe(logits: Tensor, tokens: Tensor, n: int, candidates: int) -> list[dict]:
     "Step records: position, token, log-probability, the most probable tokens."
-    logp = (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+    logp = (-torch.nn.functional.cross_entropy(logits, tokens, reduction="none")).tolist()
     out = [{"position": n, "token": t, "logprob": l} for t, l in zip(tokens.tolist(), logp)]
     if candidates:
         top = logits.softmax(-1).topk(min(candidates, logits.shape[-1]))

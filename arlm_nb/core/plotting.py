@@ -110,7 +110,7 @@ def show(
     "Display the figure; outside of a notebook nothing happens."
     from IPython import get_ipython
     from IPython.display import display
-    if height: fig.update_layout(height=height)
+    fig.update_layout(template=theme(), **({"height": height} if height else {}))
     if get_ipython() is not None: display(figure_bundle(fig), raw=True)
 
 # %% ../../nbs/core/80_plotting.ipynb #c019

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TransformerConfig', 'make_norm', 'FeedForward', 'Block', 'Transformer', 'init_weights', 'unembed', 'W_O', 'b_O',
-           'forward', 'forward_layers', 'site_names']
+           'forward', 'forward_layers', 'site_names', 'new_cache']
 
 # %% ../../nbs/core/15_transformer.ipynb #c002
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import KVCache
+from .fast_step import fast_step, gather
 from .hooks import Sites, install
 from .lm import LM, LMOutput, check_ids, resolve_mask
 from .masks import as_additive, causal
@@ -208,6 +209,7 @@ def forward(self: Transformer,
             ) -> LMOutput:
     "The LM contract."
     if (ids is None) == (embeds is None): raise ValueError("give either ids or embeds")
+    if self._is_plain_step(ids, cache, positions, mask, memory): return self._fast(ids, cache)
     x = self.sites("hook_embed", self.tok(check_ids(ids, self.vocab_size)) if embeds is None else embeds)
     past, T = 0 if cache is None else cache.length, x.shape[1]
     mask = resolve_mask(mask, T, past + T, len(x), self.n_heads, x.device)
@@ -217,6 +219,17 @@ def forward(self: Transformer,
     if cache is not None: cache.advance(T, positions)
     hidden = self.sites("ln_final.hook_normalized", self.norm(x))
     return LMOutput(self.unembed(hidden), hidden, cache)
+
+def _is_plain_step(self: Transformer, ids, cache, positions, mask, memory) -> bool:
+    "One token a row from a cache, nothing special, no gradient, no hook: the fast path (core.fast_step) applies."
+    return (cache is not None and ids is not None and ids.dim() == 2 and ids.shape[1] == 1 and positions is None and mask is None and memory is None
+            and cache.fast is not None and cache.length < self.context_length and not self.sites.fns and not torch.is_grad_enabled())
+
+def _fast(self: Transformer, ids: Tensor, cache: KVCache) -> LMOutput:
+    try: logits, hidden = fast_step(self, cache.fast, ids, cache)
+    except IndexError: raise ValueError(f"ids must be in 0..{self.vocab_size - 1}, got {ids.flatten().tolist()}") from None
+    cache.advance(1)
+    return LMOutput(logits, hidden, cache)
 
 def _learned(self: Transformer, pos: Tensor) -> Tensor:
     if self.config.position_axes == 1: return self.pos[0](pos)
@@ -232,6 +245,7 @@ def _run(self: Transformer, x, start, stop, positions, mask, cache, memory=None)
     return x
 
 Transformer._positions, Transformer._bias, Transformer._learned, Transformer._run = _positions, _bias, _learned, _run
+Transformer._is_plain_step, Transformer._fast = _is_plain_step, _fast
 Transformer.forward = forward
 
 # %% ../../nbs/core/15_transformer.ipynb #c016
@@ -258,4 +272,11 @@ def site_names(self: Transformer) -> list[str]:
 
 Transformer.forward_layers, Transformer.site_names = forward_layers, site_names
 Transformer.install_sites = lambda self, fns: install(self.sites, fns)
-Transformer.new_cache = lambda self, batch=1, capacity=64: KVCache(self.n_layers, capacity)
+
+def new_cache(self: Transformer, batch: int = 1, capacity: int = 64) -> KVCache:
+    "An empty cache; what a decoding step needs is gathered into it once."
+    cache = KVCache(self.n_layers, capacity)
+    cache.fast = gather(self) if self.tok.weight.dtype == torch.float32 else None
+    return cache
+
+Transformer.new_cache = new_cache

@@ -20,24 +20,28 @@ from .trajectory import Trajectory
 @torch.no_grad()
 def trajectory_features(lens: LogitLens, lm,
                         prompts,  # token ids [n, T], or texts / id lists of any lengths
-                        answers: Sequence[int],  # token ids whose log-probabilities are followed
-                        ) -> np.ndarray:  # [n, L * answers]
-    "Log-probability of each answer token at the last position, layer by layer."
+                        answers,  # token ids whose log-probabilities are followed [k], or those of each prompt [n, k]
+                        *, sort: bool = False,  # by falling log-probability at each layer: it does not matter which answer is right
+                        ) -> np.ndarray:  # [n, (L+1) k]
+    "Log-probability of each answer token at the last position, layer by layer; the model's own output is the last."
     answers = torch.as_tensor(answers, device=lm.device)
-    if answers.dim() != 1 or not len(answers): raise ValueError(f"answers must be a list of token ids, got shape {list(answers.shape)}")
-    rows = _last_states(lm, prompts, lens.sites[0])
-    log_q = lens.unembed(lens(rows)).log_softmax(-1)[..., answers]  # [L, n, answers]
-    return log_q.transpose(0, 1).flatten(1).cpu().numpy()
+    if answers.dim() not in (1, 2) or not answers.numel(): raise ValueError(f"answers must be token ids [k] or [n, k], got shape {list(answers.shape)}")
+    h, final = _last_states(lm, prompts, lens.sites[0])
+    log_q = lens.unembed(torch.cat([lens(h), final[None].float()])).log_softmax(-1)  # [L+1, n, V]
+    values = log_q.gather(-1, answers.expand(*log_q.shape[:2], -1))
+    if sort: values = values.sort(-1, descending=True).values
+    return values.transpose(0, 1).flatten(1).cpu().numpy()
 
-def _last_states(lm, prompts, site: str) -> Tensor:  # [L, n, d]
-    "Streams at the last position of each prompt."
-    if isinstance(prompts, Tensor): return torch.cat([residuals(lm, p.to(lm.device), (site,))[0][site][:, :, -1] for p in prompts.split(256)], 1)
-    rows = [lm.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
-    return torch.cat([residuals(lm, torch.tensor([r], device=lm.device), (site,))[0][site][:, :, -1] for r in rows], 1)
+def _last_states(lm, prompts, site: str) -> tuple[Tensor, Tensor]:  # [L, n, d], [n, d]
+    "Streams and final hidden state at the last position of each prompt."
+    if isinstance(prompts, Tensor): blocks = prompts.split(256)
+    else: blocks = [torch.tensor([lm.tokenizer.encode(p) if isinstance(p, str) else list(p)]) for p in prompts]
+    found = [residuals(lm, b.to(lm.device), (site,)) for b in blocks]
+    return torch.cat([s[site][:, :, -1] for s, _ in found], 1), torch.cat([f[:, -1] for _, f in found])
 
 def hidden_features(lm, prompts, layer: int) -> np.ndarray:  # [n, d]
     "The stream at the last position of each prompt: what the Mahalanobis baseline reads."
-    return _last_states(lm, prompts, "resid_pre")[layer].float().cpu().numpy()
+    return _last_states(lm, prompts, "resid_pre")[0][layer].float().cpu().numpy()
 
 # %% ../../nbs/interp/18_lens_applications.ipynb #c005
 @dataclass
@@ -70,7 +74,8 @@ def make_detector(method: str, seed: int = 0):
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import OneClassSVM
     if method == "mahalanobis": return Mahalanobis()
-    known = {"lof": lambda: LocalOutlierFactor(novelty=True), "iforest": lambda: IsolationForest(random_state=seed), "svm": lambda: OneClassSVM(gamma="scale")}
+    known = {"lof": lambda: LocalOutlierFactor(novelty=True), "iforest": lambda: IsolationForest(random_state=seed),
+             "svm": lambda: OneClassSVM(gamma="scale")}
     if method not in known: raise ValueError(f"method must be one of {', '.join((*known, 'mahalanobis'))}, got {method!r}")
     return make_pipeline(StandardScaler(), known[method]())
 
@@ -88,7 +93,7 @@ def anomaly_auroc(normal: np.ndarray,  # features [n, f]: the first half trains 
     labels = np.repeat([0, 1], [len(test), len(anomalous)])
     rng, draws = np.random.default_rng(seed), []
     for _ in range(300):
-        i = np.concatenate([rng.integers(len(test), size=len(test)), len(test) + rng.integers(len(anomalous), size=len(anomalous))])
+        i = np.concatenate([rng.integers(len(test), size=len(test)), rng.integers(len(test), len(labels), size=len(anomalous))])
         draws.append(roc_auc_score(labels[i], scores[i]))
     low, high = np.quantile(draws, [0.025, 0.975])
     return Anomaly(float(roc_auc_score(labels, scores)), (float(low), float(high)), scores, labels, method)
@@ -101,8 +106,7 @@ def accuracy_by_layer(lens: LogitLens, lm,
                       among: Sequence[int] | None = None,  # only these tokens compete; default: all
                       ) -> np.ndarray:  # bool [L+1, n]; the last row is the model
     "Is the lens right at the last position, layer by layer?"
-    streams, finals = zip(*(residuals(lm, p.to(lm.device), lens.sites[:1]) for p in prompts.split(256)))
-    h, final = torch.cat([s[lens.sites[0]][:, :, -1] for s in streams], 1), torch.cat([f[:, -1] for f in finals])
+    h, final = _last_states(lm, prompts, lens.sites[0])
     logits = lens.unembed(torch.cat([lens(h), final[None].float()]))
     if among is None: return (logits.argmax(-1) == answers.to(lm.device)).cpu().numpy()
     among = torch.as_tensor(among, device=lm.device)

@@ -1,0 +1,105 @@
+"""What every kernel must compute: for each name of the registry, cases (label, call, reference, tolerances).
+
+`call(move)` runs the public function on tensors put where `move` puts them; `reference` is the same in float64, written plainly. The CPU path, the
+host shim and a GPU are all held to the same cases.
+"""
+import numpy as np
+import torch
+from arlm_nb.kernels.debruijn import debruijn_pull, debruijn_push
+from arlm_nb.kernels.keyed_align import keyed_align
+from arlm_nb.kernels.kl_to_teacher import kl_to_teacher
+from arlm_nb.kernels.levenshtein_align import levenshtein_align
+from arlm_nb.kernels.philox import philox_uniform, uniform_reference
+
+
+def literal_align(C, k, gamma=None):
+    "The definition, by the textbook dynamic programme for each block and offset in float64."
+    C, best = np.asarray(C, float), (np.inf, 0, 0)
+    m, n = C.shape
+    for a in range(m - k + 1):
+        for j in range(n):
+            c = C[a:a + k][:, (j + np.arange(k)) % n]
+            if gamma is None: d = c.trace()
+            else:
+                D = np.add.outer(np.arange(k + 1), np.arange(k + 1)) * float(gamma)
+                for i in range(k):
+                    for l in range(k): D[i + 1, l + 1] = min(D[i, l] + c[i, l], D[i, l + 1] + gamma, D[i + 1, l] + gamma)
+                d = D[k, k]
+            if d < best[0]: best = (d, a, j)
+    return best
+
+
+def philox_cases(rng):
+    for shape_hi, shape_lo in [((), (1,)), ((1,), (257,)), ((7, 1), (1, 101)), ((2, 1, 3), (5, 1)), ((300,), (300,))]:
+        hi, lo = (torch.from_numpy(rng.integers(-2**63, 2**63 - 1, s)).reshape(s) for s in (shape_hi, shape_lo))
+        key = int(rng.integers(0, 2**63)) * 2 + 1
+        for dtype in (torch.float32, torch.float64):
+            want = uniform_reference(key, hi, lo, dtype == torch.float64)
+            yield f"{shape_hi} {shape_lo} {dtype}", lambda move, hi=hi, lo=lo, key=key, dtype=dtype: philox_uniform(key, move(hi), move(lo), dtype), want, (0, 0)
+
+
+def align_cases(rng):
+    for m, n, k in [(1, 1, 1), (6, 5, 3), (9, 33, 4), (7, 70, 7), (12, 131, 5)]:
+        C = torch.from_numpy(rng.normal(size=(m, n)))
+        for gamma in (None, 0.0, 0.4):
+            want = torch.tensor(literal_align(C.numpy(), k, gamma)[0], dtype=torch.float64)
+            yield f"{m} {n} {k} {gamma}", lambda move, C=C, k=k, gamma=gamma: torch.as_tensor(levenshtein_align(move(C[None]), k, gamma).phi[0]), want, (1e-9, 1e-5)
+
+
+def keyed_cases(rng):
+    for m, n, k, T in [(1, 1, 1, 1), (5, 40, 3, 3), (9, 65, 6, 4)]:
+        tokens, keys = torch.from_numpy(rng.integers(0, 50_000, m)), [int(x) for x in rng.integers(0, 2**63, T)]
+        tokens[-1] = tokens[0]
+        eta = torch.from_numpy(rng.random((T, m)))
+        eta[:, -1] = eta[:, 0]
+        u = np.stack([uniform_reference(key, np.arange(n), tokens.numpy()[:, None]) for key in keys])
+        v = np.stack([uniform_reference(key, np.arange(n), np.full((m, 1), 2**62)) for key in keys])
+        e = eta.float().double().numpy()[:, :, None]
+        for cost, C in (("exp", np.log1p(-u)), ("its_l1", abs(v - e)), ("its_cov", -(v - 0.5) * (e - 0.5))):
+            for gamma in (None, 0.0, 0.4):
+                want = torch.tensor([literal_align(c, k, gamma)[0] for c in C])
+                def call(move, tokens=tokens, keys=keys, n=n, k=k, gamma=gamma, cost=cost, eta=eta):
+                    return keyed_align(move(tokens), keys, n, k, gamma, cost, None if cost == "exp" else eta).phi
+                yield f"{m} {n} {k} {T} {cost} {gamma}", call, want, (1e-6, 1e-6)
+
+
+def debruijn_cases(rng, push):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for T, K in [(1, 1), (2, 4), (3, 3), (17, 2), (33, 2), (100, 1)]:
+        for p_dtype, v_dtype in [(torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.float16, torch.float64)]:
+            logits = (3 * torch.randn(T, T ** (K - 1), T, generator=g)).to(p_dtype)
+            if T > 2: logits[0, 0, 1] = -torch.inf  # a forbidden token
+            x = torch.rand(T**K, generator=g, dtype=v_dtype)
+            for tau in (None, 0.7):
+                table = logits if tau else logits.float().softmax(-1).to(p_dtype)
+                q = (table.double() / tau).softmax(-1) if tau else table.double()
+                want = torch.einsum("ar,art->rt", x.double().view(T, -1), q) if push else torch.einsum("art,rt->ar", q, x.double().view(-1, T))
+                fn = debruijn_push if push else debruijn_pull
+                tolerance = (1e-9, 1e-12) if v_dtype == torch.float64 and p_dtype == torch.float64 else (2e-5, 1e-6)
+                yield f"{T} {K} {p_dtype} {v_dtype} {tau}", lambda move, x=x, table=table, tau=tau, fn=fn: fn(move(x), move(table), tau), want.reshape(-1), tolerance
+
+
+def kl_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for L, N, d, V in [(1, 1, 2, 1), (2, 3, 5, 33), (3, 7, 8, 301)]:
+        students, teacher, U, bias = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((L, N, d), (N, d), (V, d), (V,)))
+        weight = torch.rand(L, N, generator=g, dtype=torch.float64)
+        for b, cap in ((None, None), (bias, None), (bias, 4.0), (None, 4.0)):
+            def log_probabilities(h):
+                z = h @ U.T + (0 if b is None else b)
+                return (z if cap is None else cap * torch.tanh(z / cap)).log_softmax(-1)
+            s = students.clone().requires_grad_()
+            p, q = log_probabilities(teacher), log_probabilities(s)
+            kl = (p.exp() * (p - q)).sum(-1)
+            (kl * weight).sum().backward()
+            for precision, tolerance in (("float32", (1e-4, 5e-5)), ("bfloat16", (5e-2, 5e-2))):
+                def call(move, b=b, cap=cap, precision=precision):
+                    s = move(students.float()).requires_grad_()
+                    kl = kl_to_teacher(s, move(teacher.float()), move(U.float()), None if b is None else move(b.float()), cap, precision)
+                    (kl * move(weight.float())).sum().backward()
+                    return torch.cat([kl.detach().flatten(), s.grad.flatten()])
+                yield f"{L} {N} {d} {V} {b is not None} {cap} {precision}", call, torch.cat([kl.detach().flatten(), s.grad.flatten()]), tolerance
+
+
+CASES = {"philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
