@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../../nbs/core/41_metrics.ipynb #c003
 def _array(values) -> np.ndarray:
     "Numbers from a tensor, list or array."
     return np.asarray(values.detach().cpu().double() if torch.is_tensor(values) else values, dtype=float)
 
-# %% ../../nbs/core/41_metrics.ipynb #c005
+# %% ../../nbs/core/41_metrics.ipynb #c004
 def bits_per_byte(
     nats,          # negative log-likelihoods, or their total
     n_bytes: int,  # UTF-8 bytes of the text they cover
@@ -35,7 +34,7 @@ def perplexity(
     "exp of the mean surprise: the number of equally likely next tokens."
     return float(np.exp(-_array(logprobs).mean()))
 
-# %% ../../nbs/core/41_metrics.ipynb #c008
+# %% ../../nbs/core/41_metrics.ipynb #c007
 def _references(hypotheses: Sequence[str], references) -> list[list[str]]:
     "sacrebleu's form: one list for each reference set."
     sets = [references] if all(isinstance(r, str) for r in references) else [list(r) for r in zip(*references)]
@@ -60,7 +59,7 @@ def chrf(
     from sacrebleu import corpus_chrf
     return corpus_chrf(list(hypotheses), _references(hypotheses, references), word_order=word_order).score
 
-# %% ../../nbs/core/41_metrics.ipynb #c010
+# %% ../../nbs/core/41_metrics.ipynb #c009
 class Rouge(NamedTuple):
     "Overlap with a reference, each in 0..1."
     precision: float
@@ -75,11 +74,10 @@ def _words(text) -> list:
     "Words of a text; a sequence of ids as it is."
     return text.lower().split() if isinstance(text, str) else list(text)
 
-def ngrams(ids: Sequence, n: int) -> list[tuple]:
-    "All n-grams, in order."
+def ngrams(ids: Sequence, n: int) -> list[tuple]: # in order
     return list(zip(*(ids[i:] for i in range(n))))
 
-# %% ../../nbs/core/41_metrics.ipynb #c011
+# %% ../../nbs/core/41_metrics.ipynb #c010
 def rouge_n(
     hypothesis,    # text, or token ids
     reference,     # text, or token ids
@@ -98,7 +96,7 @@ def rouge_l(
     a, b = _words(hypothesis), _words(reference)
     return _rouge(LCSseq.similarity(a, b), len(a), len(b))
 
-# %% ../../nbs/core/41_metrics.ipynb #c014
+# %% ../../nbs/core/41_metrics.ipynb #c013
 def _ids(sequence) -> list:
     "Token ids, or words, as a list."
     return sequence.tolist() if hasattr(sequence, "tolist") else _words(sequence)
@@ -122,7 +120,7 @@ def rep_w(ids, w: int = 16) -> float:
     ids = _ids(ids)
     return sum(t in ids[max(0, i - w):i] for i, t in enumerate(ids)) / len(ids) if ids else 0.0
 
-# %% ../../nbs/core/41_metrics.ipynb #c015
+# %% ../../nbs/core/41_metrics.ipynb #c014
 def repetition(
     sequences,      # token ids or texts, one for each sequence
     w: int = 16,    # window of rep-w
@@ -134,7 +132,7 @@ def repetition(
     out = {f"rep-{w}w": mean(lambda s: rep_w(s, w))} | {f"rep-{n}": mean(lambda s: rep_n(s, n)) for n in (2, 3, 4)}
     return out | {"diversity": mean(diversity)} | {f"distinct-{n}": distinct_n(sequences, n) for n in (1, 2, 3, 4)}
 
-# %% ../../nbs/core/41_metrics.ipynb #c018
+# %% ../../nbs/core/41_metrics.ipynb #c017
 @torch.no_grad()
 def coherence(
     scorer,          # LM, best another one than the writer
@@ -147,7 +145,7 @@ def coherence(
     logits = scorer(torch.cat([prefix, continuation])[None, :-1].to(scorer.device)).logits[0, len(prefix) - 1:]
     return float(logits.double().log_softmax(-1).cpu().gather(-1, continuation[:, None]).mean())
 
-# %% ../../nbs/core/41_metrics.ipynb #c021
+# %% ../../nbs/core/41_metrics.ipynb #c020
 def frechet_distance(
     x,             # features [n, d]
     y,             # features [m, d]
@@ -162,7 +160,7 @@ def frechet_distance(
     cross = np.sqrt(np.linalg.eigvalsh(root @ sy @ root).clip(0)).sum()  # trace of the root of sx sy
     return float(max(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(sx) + np.trace(sy) - 2 * cross, 0))
 
-# %% ../../nbs/core/41_metrics.ipynb #c024
+# %% ../../nbs/core/41_metrics.ipynb #c023
 def _kl(p: np.ndarray, q: np.ndarray) -> float:
     "KL(p || q) in nats over the bins where p > 0."
     on = p > 0
@@ -181,7 +179,7 @@ def frontier_area(
     y = np.r_[1, np.exp([-c * _kl(p, r) for r in mixtures[::-1]]), 0]
     return float((np.trapezoid(y, x) + np.trapezoid(x[::-1], y[::-1])) / 2)
 
-# %% ../../nbs/core/41_metrics.ipynb #c025
+# %% ../../nbs/core/41_metrics.ipynb #c024
 def mauve_like(
     x,                        # features [n, d], texts of one source
     y,                        # features [m, d], texts of the other
@@ -200,7 +198,7 @@ def mauve_like(
     p, q = (np.bincount(part, minlength=bins) / len(part) for part in np.split(labels, [len(x)]))
     return frontier_area(p, q)
 
-# %% ../../nbs/core/41_metrics.ipynb #c028
+# %% ../../nbs/core/41_metrics.ipynb #c027
 def calibration_error(
     confidence,      # of each prediction [n], 0..1
     correct,         # was it right? [n]
@@ -219,7 +217,7 @@ def top1_agreement(
     "Share of positions where both models would choose the same token."
     return float((a.argmax(-1) == b.argmax(-1)).double().mean())
 
-# %% ../../nbs/core/41_metrics.ipynb #c031
+# %% ../../nbs/core/41_metrics.ipynb #c030
 class Latency(NamedTuple):
     "Seconds, of one generation."
     first: float             # to the first token
@@ -238,7 +236,7 @@ def latency(
     if not len(gaps): return Latency(float(times[0] - start), math.nan, math.nan, math.nan)
     return Latency(float(times[0] - start), float(np.median(gaps)), float(np.quantile(gaps, 0.95)), float(len(gaps) / gaps.sum()))
 
-# %% ../../nbs/core/41_metrics.ipynb #c032
+# %% ../../nbs/core/41_metrics.ipynb #c031
 def average_lagging(
     delays: Sequence[int],  # source words read when each target word was written [n]
     source_len: int,        # source words

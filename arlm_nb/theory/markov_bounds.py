@@ -101,7 +101,7 @@ def weight_bounds(
     if not lm.n_layers: raise ValueError(f"{lm.name}: a table has no weights to bound; its probabilities are known exactly")
     W, bias = unembedding(lm)
     lengths, radius = W.norm(dim=1), norm_radius(lm)
-    named, ids = dict(lm.named_parameters()), torch.arange(lm.vocab_size, device=lm.device)
+    named, ids = {k: v for k, v in lm.state_dict().items() if v.is_floating_point()}, torch.arange(lm.vocab_size, device=lm.device)
     layers = [layer_norms(one, lm.W_O(l), lm.d_model) for l, one in enumerate(parameters_by_layer(named, lm.n_layers))]
     with torch.no_grad(): B_tok = float(lm.embed(ids[None])[0].double().norm(dim=-1).sum())
     worst = float(bias.abs().max())

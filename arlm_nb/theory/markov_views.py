@@ -92,6 +92,7 @@ def block_figure(chain, classes):
         color = names[k][1] if k < 0 else palette[(0, 2, 3, 4, 5)[k % 5]]
         label = names[k][0] if k < 0 else f"closed class {k}, period {classes.period[k]}"
         rows = np.where((kind == k)[:, None] & (z > 0), np.log10(z.clip(1e-9)), np.nan)
+        rows = [[None if np.isnan(x) else round(float(x), 3) for x in row] for row in rows]                 # a widget's messages are JSON: no NaN
         scale = [[0, "rgba(121,121,121,0.12)"], [1, color]]
         fig.add_trace(go.Heatmap(z=rows, zmin=-3, zmax=0, colorscale=scale, showscale=False, hovertemplate="%{y} to %{x}: 10^%{z:.2f}<extra>" + label + "</extra>"))
         if k < 5: fig.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=dict(color=color, symbol="square", size=10), name=label))
