@@ -60,8 +60,7 @@ def chrf(
     return corpus_chrf(list(hypotheses), _references(hypotheses, references), word_order=word_order).score
 
 # %% ../../nbs/core/41_metrics.ipynb #c009
-class Rouge(NamedTuple):
-    "Overlap with a reference, each in 0..1."
+class Rouge(NamedTuple): # overlap with a reference, each in 0..1
     precision: float
     recall: float
     f1: float
@@ -218,8 +217,7 @@ def top1_agreement(
     return float((a.argmax(-1) == b.argmax(-1)).double().mean())
 
 # %% ../../nbs/core/41_metrics.ipynb #c030
-class Latency(NamedTuple):
-    "Seconds, of one generation."
+class Latency(NamedTuple): # seconds
     first: float             # to the first token
     median: float            # between tokens
     p95: float               # between tokens

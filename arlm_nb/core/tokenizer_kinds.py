@@ -62,15 +62,16 @@ def _bpe_backend(texts: Iterable[str], vocab_size: int, specials: Sequence[str])
 # %% ../../nbs/core/01_tokenizer_kinds.ipynb #c011
 def _wordpiece_backend(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> Backend:
     "Word pieces: words split at spaces and punctuation; `##` marks a continuation."
-    specials = ["<unk>", *(s for s in specials if s != "<unk>")]
-    backend = Backend(models.WordPiece(unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(cleanup=False)
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
-    backend.train_from_iterator(texts, trainer)
-    # the trainer numbers the pieces in no fixed order; encoding looks for the longest piece, whatever its number
-    pieces = sorted(set(backend.get_vocab()) - set(specials))
-    backend.model = models.WordPiece(vocab={s: i for i, s in enumerate([*specials, *pieces])}, unk_token="<unk>")
+    texts, split = list(texts), pre_tokenizers.BertPreTokenizer()
+    letters = sorted(set().union(*texts) - set(" \t\n\r"))
+    # the trainer numbers letters in no fixed order and breaks ties by number; named beforehand, they have fixed numbers
+    fixed = list(dict.fromkeys(["<unk>", *specials, *letters, *("##" + c for c in letters)]))
+    draft = Backend(models.WordPiece(unk_token="<unk>"))
+    draft.pre_tokenizer = split
+    draft.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False))
+    pieces = sorted(set(draft.get_vocab()) - set(fixed))
+    backend = _listed(models.WordPiece, [*fixed, *pieces], (), unk_token="<unk>")
+    backend.pre_tokenizer, backend.decoder = split, decoders.WordPiece(cleanup=False)
     return backend
 
 # %% ../../nbs/core/01_tokenizer_kinds.ipynb #c012

@@ -24,9 +24,11 @@ def attention_gain(raw: Tensor,  # [B, d] output of the projection
                    ) -> Tensor | None:  # [B, d] with added = gain * raw; None where they are the same
     "The gain of a norm behind the attention: root-mean-square scaling and one weight for each dimension."
     if torch.allclose(raw, added, atol=1e-5 * float(added.abs().max() + 1e-9), rtol=1e-4): return None
-    unit = raw / raw.pow(2).mean(-1, keepdim=True).add(1e-12).sqrt()
-    weight = (added * unit).sum(0) / unit.pow(2).sum(0).clamp(min=1e-12)
-    gain = weight / raw.pow(2).mean(-1, keepdim=True).add(1e-12).sqrt()
+    scale = raw.pow(2).mean(-1, keepdim=True).add(1e-12).rsqrt()
+    for _ in range(4):  # least squares for the weights, then for each prompt's scale
+        weight = (added * raw * scale).sum(0) / (raw * scale).pow(2).sum(0).clamp(min=1e-20)
+        scale = (added * raw * weight).sum(-1, keepdim=True) / (raw * weight).pow(2).sum(-1, keepdim=True).clamp(min=1e-20)
+    gain = weight * scale
     if not torch.allclose(gain * raw, added, atol=1e-3 * float(added.abs().max()), rtol=1e-2):
         raise ValueError("what this model adds to the residual stream is no scaled output of its attention: its head outputs cannot be told apart")
     return gain

@@ -4,7 +4,6 @@
 __all__ = ['Unembedding', 'unembedding', 'kl_to_teacher']
 
 # %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c002
-import functools
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -31,9 +30,6 @@ def _load16(x): return np.uint32(np.uint32(x) << _S16).view(np.float32) # bfloat
 def _store16(x): # float32 -> bfloat16 bits, to nearest even
     b = np.float32(x).view(np.uint32)
     return np.uint16((b + _HALF + ((b >> _S16) & _LSB)) >> _S16)
-
-@jit(inline="always")
-def _same(x): return x
 
 # %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c005
 _QUICK = {"reassoc", "contract", "arcp", "nsz"} # sums may be reordered; NaN and infinity keep their meaning
@@ -67,40 +63,49 @@ def _softmax(s, e): # e = exp(s - max) -> 1/sum, log-sum-exp
     return _ONE / total, top + np.log(total)
 
 # %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c006
-@functools.cache
-def _rows(bits):
-    load, store = (_load16, _store16) if bits == 16 else (_same, _same)
-    def rows(z, layers, bias, cap, gradient, kl): # z [1 + layers, n, V]: teacher, students; kl [layers, n]
-        n, V = z.shape[1:]
-        for token in prange(n):
-            t, p, s, e = np.empty(V, np.float32), np.empty(V, np.float32), np.empty(V, np.float32), np.empty(V, np.float32)
-            row = z[0, token]
-            for i in range(V): t[i] = load(row[i])
-            _logits(t, bias, cap)
-            scale, base = _softmax(t, p)
-            for i in range(V): p[i] *= scale
-            for layer in range(layers):
-                row = z[1 + layer, token]
-                for i in range(V): s[i] = load(row[i])
-                _logits(s, bias, cap)
-                scale, log_sum = _softmax(s, e)
-                total = _NIL
-                for i in range(V): total += p[i] * (t[i] - s[i])
-                kl[layer, token] = total - base + log_sum
-                if not gradient: continue
-                if cap > 0:
-                    for i in range(V): row[i] = store((e[i] * scale - p[i]) * (_ONE - (s[i] / cap) * (s[i] / cap)))
-                else:
-                    for i in range(V): row[i] = store(e[i] * scale - p[i])
-    return jit(parallel=True, fastmath=_QUICK)(rows)
+@jit(inline="always")
+def _read(z16, z32, i, token, out): # one row of logits as float32; one of the two arrays is empty
+    if z16.size:
+        for v in range(out.size): out[v] = _load16(z16[i, token, v])
+    else: out[:] = z32[i, token]
 
+@jit(fastmath=_QUICK)
+def _difference(s, e, scale, p, cap): # e = d KL / d logits = (q - p) * the soft-cap's slope
+    for i in range(s.size): e[i] = e[i] * scale - p[i]
+    if cap > 0:
+        for i in range(s.size): e[i] *= _ONE - (s[i] / cap) * (s[i] / cap)
+
+@jit(parallel=True, fastmath=_QUICK)
+def _rows(z16, z32, bias, cap, gradient, kl): # z [1 + L, n, V]: teacher, students -> kl [L, n]
+    n, V = max(z16.shape[1], z32.shape[1]), max(z16.shape[2], z32.shape[2])
+    for token in prange(n):
+        t, p, s, e = np.empty(V, np.float32), np.empty(V, np.float32), np.empty(V, np.float32), np.empty(V, np.float32)
+        _read(z16, z32, 0, token, t)
+        _logits(t, bias, cap)
+        scale, base = _softmax(t, p)
+        p *= scale
+        for layer in range(kl.shape[0]):
+            _read(z16, z32, 1 + layer, token, s)
+            _logits(s, bias, cap)
+            scale, log_sum = _softmax(s, e)
+            total = _NIL
+            for i in range(V): total += p[i] * (t[i] - s[i])
+            kl[layer, token] = total - base + log_sum
+            if not gradient: continue
+            _difference(s, e, scale, p, cap)
+            if z16.size:
+                for i in range(V): z16[1 + layer, token, i] = _store16(e[i])
+            else: z32[1 + layer, token] = e
+
+# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c007
 def _rows_cpu(z, bias, cap, gradient): # z bfloat16 or float32 [1 + L, n, V] -> kl [L, n]; z[1:] becomes q - p
-    kl, bits = torch.empty(z.shape[0] - 1, z.shape[1]), 16 if z.dtype == torch.bfloat16 else 32
-    array = z.view(torch.int16).numpy().view(np.uint16) if bits == 16 else z.numpy()
-    _rows(bits)(array, len(kl), np.zeros(0, np.float32) if bias is None else bias.float().numpy(), np.float32(cap), gradient, kl.numpy())
+    kl, half = torch.empty(z.shape[0] - 1, z.shape[1]), z.dtype == torch.bfloat16
+    z16 = z.view(torch.int16).numpy().view(np.uint16) if half else np.empty((0, 0, 0), np.uint16)
+    z32 = np.empty((0, 0, 0), np.float32) if half else z.numpy()
+    _rows(z16, z32, np.zeros(0, np.float32) if bias is None else bias.float().numpy(), np.float32(cap), gradient, kl.numpy())
     return kl
 
-# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c008
+# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c009
 _SOURCE = r"""
 struct Sum { float top, total; };  // the sum of exponentials is total * exp(top)
 __device__ inline Sum join(Sum a, Sum b) {
@@ -175,7 +180,7 @@ ENTRIES(float, f32)
 ENTRIES(bf16, bf16)
 """
 
-# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c009
+# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c010
 def _rows_cuda(z, bias, cap, gradient):
     layers, n, V = z.shape[0] - 1, *z.shape[1:]
     name, threads = "bf16" if z.dtype == torch.bfloat16 else "f32", 512 if V > 4096 else 128
@@ -187,7 +192,7 @@ def _rows_cuda(z, bias, cap, gradient):
 
 _kl = Kernel("kl_to_teacher", _SOURCE, ("kl_base_f32", "kl_base_bf16", "kl_rows_f32", "kl_rows_bf16"), cpu=_rows_cpu, cuda=_rows_cuda)
 
-# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c011
+# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c012
 class Unembedding(NamedTuple):
     "U prepared for `kl_to_teacher`."
     U: Tensor # [V, d] in the precision of the products
@@ -209,7 +214,7 @@ def unembedding(
     U = U.detach().to(getattr(torch, precision))
     return Unembedding(U, U.T.contiguous(), None if bias is None else bias.detach().float(), float(softcap or 0))
 
-# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c012
+# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c013
 _TILE = 48 << 20 # bytes of logits held at a time
 
 class _KLToTeacher(torch.autograd.Function):
@@ -234,7 +239,7 @@ class _KLToTeacher(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, weight): return ctx.saved_tensors[0] * weight[..., None].to(ctx.saved_tensors[0].dtype), None, None
 
-# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c013
+# %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c014
 def kl_to_teacher(
     students, # [N, d] or [L, N, d], or a list of L tensors [N, d]: states before the unembedding (after the final norm)
     teacher: Tensor, # [N, d]; no gradient flows into it

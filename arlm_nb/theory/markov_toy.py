@@ -51,7 +51,7 @@ def class_model(
     ids = byte_classes(_standard_library() if text is None else text)
     torch.manual_seed(seed)
     config = TransformerConfig(vocab_size=6, d_model=32, n_layers=2, n_heads=2, context_length=32)
-    lm = Transformer(config, Tokenizer.from_symbols(CLASSES, chars=True), name="byte classes")
+    lm = Transformer(config, Tokenizer.from_symbols(list(CLASSES)), name="byte classes")
     def data(step, rng):
         start = torch.randint(len(ids) - length - 1, (48, 1), generator=rng)
         return ids[start + torch.arange(length + 1)]

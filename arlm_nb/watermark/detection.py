@@ -93,19 +93,18 @@ def reference_null(
     seed: int = 0,
     texts: list | None = None,  # key-free texts of at least m tokens; made-up ones by default
 ) -> np.ndarray:  # [n_null] statistics, each of one key-free text under one fresh key
-    "The statistic on key-free texts."
+    "The statistic on key-free texts, the fresh keys dealt out to them."
     if texts is None: return _standard_null(m, key.n, key.scheme, key.vocab_size, k, gamma, cost, n_null, seed)
-    texts = [torch.as_tensor(t, dtype=torch.int64)[:m] for t in texts]
-    if any(len(t) < m for t in texts): raise ValueError(f"reference texts must have at least m = {m} tokens")
-    return np.concatenate([phis(texts[i % len(texts)], key, [s], k=k, gamma=gamma, cost=cost) for i, s in enumerate(null_seeds(n_null, seed))])
+    texts, seeds = [torch.as_tensor(t, dtype=torch.int64)[:m] for t in texts][:n_null], null_seeds(n_null, seed)
+    if not texts or any(len(t) < m for t in texts): raise ValueError(f"reference texts must have at least m = {m} tokens")
+    return np.concatenate([phis(t, key, seeds[i :: len(texts)], k=k, gamma=gamma, cost=cost) for i, t in enumerate(texts)])
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def _standard_null(m, n, scheme, V, k, gamma, cost, n_null, seed) -> np.ndarray:
     rng = np.random.default_rng([seed, m])
-    tokens = [torch.from_numpy(rng.integers(0, V or 1 << 30, m)) for _ in range(n_null)]
-    key = WatermarkKey(0, n, scheme, V)
-    return np.concatenate([phis(t, key, [s], k=k, gamma=gamma, cost=cost) for t, s in zip(tokens, null_seeds(n_null, seed))])
+    texts = [rng.integers(0, V or 1 << 30, m) for _ in range(4)]
+    return reference_null(m, WatermarkKey(0, n, scheme, V), k=k, gamma=gamma, cost=cost, n_null=n_null, seed=seed, texts=texts)
 
 # %% ../../nbs/watermark/13_detection.ipynb #c011
 METHODS = ("permutation", "reference", "analytic")
