@@ -57,27 +57,47 @@ def decoder_panel(lm: LM, prompt: str = "Return the number of"):
     if lm.tokenizer is None: raise ValueError(f"{lm.name} has no tokenizer: a prompt cannot be read")
     start = prompt if reads_text(lm) else " ".join(lm.tokenizer.token(i) for i in range(4))
     text = w.Text(start, description="prompt", layout=w.Layout(width="95%"), continuous_update=False)
-    key, seed = w.Dropdown(options=decoders(), value="sample", description="decoder"), w.IntSlider(0, min=0, max=20, description="seed", continuous_update=False)
+    key, seed = (
+        w.Dropdown(options=decoders(), value="sample", description="decoder"),
+        w.IntSlider(0, min=0, max=20, description="seed", continuous_update=False),
+    )
     length, out = w.IntSlider(30, min=5, max=100, step=5, description="tokens", continuous_update=False), w.Output()
     def draw(*_):
         try:
             extra = {"candidates": 6} if key.value in ("greedy", "sample") else {}
-            shown = DecoderPlayer(get_decoder(key.value)(lm, text.value, max_new_tokens=length.value, seed=seed.value, **extra), lm.tokenizer)
-        except Exception as e: shown = w.HTML(f"<b>{type(e).__name__}</b>: {e}")
+            shown = DecoderPlayer(
+                get_decoder(key.value)(lm, text.value, max_new_tokens=length.value, seed=seed.value, **extra), lm.tokenizer
+            )
+        except Exception as e:
+            shown = w.HTML(f"<b>{type(e).__name__}</b>: {e}")
         out.outputs = ()
         out.append_display_data(shown)
     for control in (text, key, seed, length): control.observe(draw, "value")
     draw()
     return w.VBox([text, w.HBox([key, seed, length]), out])
 
-panels: dict[str, Callable] = {"lens": lens_panel, "function vectors": vector_panel, "Markov chain": chain_panel, "watermark": watermark_panel, "decoders": decoder_panel}
+panels: dict[str, Callable] = {
+    "lens": lens_panel,
+    "function vectors": vector_panel,
+    "Markov chain": chain_panel,
+    "watermark": watermark_panel,
+    "decoders": decoder_panel,
+}
 
 # %% ../nbs/explorer.ipynb #c009
 class Explorer:
     "Model chooser and panels; a panel is built when its tab is opened and kept until the model changes."
     def __init__(self, model: str = "docs-1m"):
         import ipywidgets as w
-        self.choice = w.Combobox(value=model, options=models(), description="model", ensure_option=False, continuous_update=False, placeholder="a shipped name, a folder or a Hugging Face id")
+
+        self.choice = w.Combobox(
+            value=model,
+            options=models(),
+            description="model",
+            ensure_option=False,
+            continuous_update=False,
+            placeholder="a shipped name, a folder or a Hugging Face id",
+        )
         self.note, self.tabs = w.HTML(), w.Tab(children=[w.VBox() for _ in panels])
         for i, name in enumerate(panels): self.tabs.set_title(i, name)
         self.choice.observe(lambda _: self.load(), "value")

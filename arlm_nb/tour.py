@@ -32,17 +32,30 @@ def watermark_part(lm: LM | None = None) -> dict:
     from arlm_nb.watermark.distortion_free import tour_section
     return tour_section(lm or load_lm("docs-1m"))
 
-parts: dict[str, Callable] = {"Markov chain": markov_part, "tuned lens": lens_part, "function vector": vector_part, "watermark": watermark_part}
+parts: dict[str, Callable] = {
+    "Markov chain": markov_part,
+    "tuned lens": lens_part,
+    "function vector": vector_part,
+    "watermark": watermark_part,
+}
 
 # %% ../nbs/tour.ipynb #c005
 def run_part(name: str,  # one of `parts`
              lm: LM | None = None) -> dict:  # title, markdown, rows, figures, html, seconds; error instead of figures when it failed
     "Run one part and time it; what goes wrong in a model of yours is said in the report and loses nothing of the other parts."
     began = time.perf_counter()
-    try: found = parts[name](lm)
+    try:
+        found = parts[name](lm)
     except Exception as e:
-        if lm is None: raise
-        found = {"title": name, "markdown": f"**This part could not be run on this model.** {type(e).__name__}: {e}", "rows": [], "figures": [], "error": str(e)}
+        if lm is None:
+            raise
+        found = {
+            "title": name,
+            "markdown": f"**This part could not be run on this model.** {type(e).__name__}: {e}",
+            "rows": [],
+            "figures": [],
+            "error": str(e),
+        }
     return {"html": "", "error": None} | found | {"seconds": time.perf_counter() - began}
 
 # %% ../nbs/tour.ipynb #c006
@@ -50,7 +63,13 @@ def report_parts(found: list[dict]) -> list:
     "Everything of a report in reading order (core.plotting.report_html)."
     out = []
     for n, part in enumerate(found, 1):
-        out += [f"## {n}. {part['title']}", part["markdown"], *([part["rows"]] if part["rows"] else []), *([part["html"]] if part["html"] else []), *part["figures"]]
+        out += [
+            f"## {n}. {part['title']}",
+            part["markdown"],
+            *([part["rows"]] if part["rows"] else []),
+            *([part["html"]] if part["html"] else []),
+            *part["figures"],
+        ]
     return out
 
 def summary(part: dict) -> str:
@@ -73,6 +92,8 @@ def run_tour(model: str | None = None,  # a shipped model, a local folder or a H
         found.append(run_part(name, lm))
         print(summary(found[-1]), flush=True)
     about = f"A tour of `{lm.name}`" if lm else "A tour of the shipped models `docs-1m` and `icl-tasks`"
-    out.write_text(report_html("arlm_nb: the tour", [f"{about}. Every number was measured in this run.", *report_parts(found)]), encoding="utf-8")
+    out.write_text(
+        report_html("arlm_nb: the tour", [f"{about}. Every number was measured in this run.", *report_parts(found)]), encoding="utf-8"
+    )
     print(f"{out} written, {time.perf_counter() - began:.0f} s in all")
     return found

@@ -35,7 +35,12 @@ def philox_cases(rng):
         key = int(rng.integers(0, 2**63)) * 2 + 1
         for dtype in (torch.float32, torch.float64):
             want = uniform_reference(key, hi, lo, dtype == torch.float64)
-            yield f"{shape_hi} {shape_lo} {dtype}", lambda move, hi=hi, lo=lo, key=key, dtype=dtype: philox_uniform(key, move(hi), move(lo), dtype), want, (0, 0)
+            yield (
+                f"{shape_hi} {shape_lo} {dtype}",
+                lambda move, hi=hi, lo=lo, key=key, dtype=dtype: philox_uniform(key, move(hi), move(lo), dtype),
+                want,
+                (0, 0),
+            )
 
 
 def align_cases(rng):
@@ -43,7 +48,12 @@ def align_cases(rng):
         C = torch.from_numpy(rng.normal(size=(m, n)))
         for gamma in (None, 0.0, 0.4):
             want = torch.tensor(literal_align(C.numpy(), k, gamma)[0], dtype=torch.float64)
-            yield f"{m} {n} {k} {gamma}", lambda move, C=C, k=k, gamma=gamma: torch.as_tensor(levenshtein_align(move(C[None]), k, gamma).phi[0]), want, (1e-9, 1e-5)
+            yield (
+                f"{m} {n} {k} {gamma}",
+                lambda move, C=C, k=k, gamma=gamma: torch.as_tensor(levenshtein_align(move(C[None]), k, gamma).phi[0]),
+                want,
+                (1e-9, 1e-5),
+            )
 
 
 def keyed_cases(rng):
@@ -66,17 +76,30 @@ def keyed_cases(rng):
 def debruijn_cases(rng, push):
     g = torch.Generator().manual_seed(int(rng.integers(2**31)))
     for T, K in [(1, 1), (2, 4), (3, 3), (17, 2), (33, 2), (100, 1)]:
-        for p_dtype, v_dtype in [(torch.float32, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.float16, torch.float64)]:
+        for p_dtype, v_dtype in [
+            (torch.float32, torch.float32),
+            (torch.float32, torch.float64),
+            (torch.float64, torch.float64),
+            (torch.bfloat16, torch.float32),
+            (torch.float16, torch.float64),
+        ]:
             logits = (3 * torch.randn(T, T ** (K - 1), T, generator=g)).to(p_dtype)
             if T > 2: logits[0, 0, 1] = -torch.inf  # a forbidden token
             x = torch.rand(T**K, generator=g, dtype=v_dtype)
             for tau in (None, 0.7):
                 table = logits if tau else logits.float().softmax(-1).to(p_dtype)
                 q = (table.double() / tau).softmax(-1) if tau else table.double()
-                want = torch.einsum("ar,art->rt", x.double().view(T, -1), q) if push else torch.einsum("art,rt->ar", q, x.double().view(-1, T))
+                want = (
+                    torch.einsum("ar,art->rt", x.double().view(T, -1), q) if push else torch.einsum("art,rt->ar", q, x.double().view(-1, T))
+                )
                 fn = debruijn_push if push else debruijn_pull
                 tolerance = (1e-9, 1e-12) if v_dtype == torch.float64 and p_dtype == torch.float64 else (2e-5, 1e-6)
-                yield f"{T} {K} {p_dtype} {v_dtype} {tau}", lambda move, x=x, table=table, tau=tau, fn=fn: fn(move(x), move(table), tau), want.reshape(-1), tolerance
+                yield (
+                    f"{T} {K} {p_dtype} {v_dtype} {tau}",
+                    lambda move, x=x, table=table, tau=tau, fn=fn: fn(move(x), move(table), tau),
+                    want.reshape(-1),
+                    tolerance,
+                )
 
 
 def kl_cases(rng):
@@ -98,7 +121,13 @@ def kl_cases(rng):
                     kl = kl_to_teacher(s, move(teacher.float()), move(U.float()), None if b is None else move(b.float()), cap, precision)
                     (kl * move(weight.float())).sum().backward()
                     return torch.cat([kl.detach().flatten(), s.grad.flatten()])
-                yield f"{L} {N} {d} {V} {b is not None} {cap} {precision}", call, torch.cat([kl.detach().flatten(), s.grad.flatten()]), tolerance
+
+                yield (
+                    f"{L} {N} {d} {V} {b is not None} {cap} {precision}",
+                    call,
+                    torch.cat([kl.detach().flatten(), s.grad.flatten()]),
+                    tolerance,
+                )
 
 
 CASES = {"philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,

@@ -4,7 +4,16 @@ import torch
 from arlm_nb.core.transformer import Transformer, TransformerConfig
 
 VOCAB, CONTEXT = 61, 48
-COMMON = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+COMMON = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=CONTEXT,
+    bos_token_id=0,
+    eos_token_id=0,
+    pad_token_id=0,
+)
 
 
 def _build(config_name: str, **sizes):
@@ -22,7 +31,9 @@ FAMILIES = {
     "qwen2": lambda: _build("Qwen2", **COMMON, intermediate_size=64, num_key_value_heads=2),
     "qwen3": lambda: _build("Qwen3", **COMMON, intermediate_size=64, num_key_value_heads=2, head_dim=16),
     "mistral": lambda: _build("Mistral", **COMMON, intermediate_size=64, num_key_value_heads=2, sliding_window=8),
-    "gemma2": lambda: _build("Gemma2", **COMMON, intermediate_size=64, num_key_value_heads=2, head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
+    "gemma2": lambda: _build(
+        "Gemma2", **COMMON, intermediate_size=64, num_key_value_heads=2, head_dim=16, sliding_window=8, query_pre_attn_scalar=16
+    ),
     "phi": lambda: _build("Phi", **COMMON, intermediate_size=64),
     "bloom": lambda: _build("Bloom", vocab_size=VOCAB, hidden_size=32, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0),
 }

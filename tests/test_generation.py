@@ -33,7 +33,17 @@ def test_greedy_and_beam_equal_transformers(family):
                 assert ours == theirs(model, 16, do_sample=False, num_beams=beams, length_penalty=penalty)
 
 
-@pytest.mark.parametrize("options", [dict(temperature=0.7), dict(top_k=2), dict(top_p=0.8), dict(min_p=0.3), dict(typical_p=0.7), dict(temperature=1.5, top_k=3, top_p=0.9)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(temperature=0.7),
+        dict(top_k=2),
+        dict(top_p=0.8),
+        dict(min_p=0.3),
+        dict(typical_p=0.7),
+        dict(temperature=1.5, top_k=3, top_p=0.9),
+    ],
+)
 def test_samplers_have_the_warped_distribution(options):
     table = TableLM.random(4, order=1, seed=1)
     sequences = torch.tensor(list(itertools.product(range(4), repeat=2)))

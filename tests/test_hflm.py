@@ -24,7 +24,9 @@ def test_wrapper_changes_nothing(lm, ids):
     out = lm(ids)
     torch.testing.assert_close(out.logits, lm.model(input_ids=ids).logits, **CLOSE)
     torch.testing.assert_close(lm.unembed(out.hidden), out.logits, **CLOSE)
-    torch.testing.assert_close(lm(embeds=lm.model.get_input_embeddings()(ids)).logits, lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids)).logits, **CLOSE)
+    torch.testing.assert_close(
+        lm(embeds=lm.model.get_input_embeddings()(ids)).logits, lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids)).logits, **CLOSE
+    )
     assert lm.model.config._attn_implementation != "arlm" and not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
 
@@ -44,7 +46,9 @@ def test_tree_of_two_branches_equals_two_runs(lm, ids):
     prefix, left, right = ids[:1, :10], ids[1:, :3], ids[1:, 5:8]
     cache = lm.new_cache()
     lm(prefix, cache=cache)
-    out = lm(torch.cat([left, right], 1), cache=cache, positions=torch.tensor([[10, 11, 12] * 2]), mask=tree([-1, 0, 1, -1, 3, 4], start=10)).logits
+    out = lm(
+        torch.cat([left, right], 1), cache=cache, positions=torch.tensor([[10, 11, 12] * 2]), mask=tree([-1, 0, 1, -1, 3, 4], start=10)
+    ).logits
     for branch, got in ((left, out[:, :3]), (right, out[:, 3:])):
         torch.testing.assert_close(got, lm(torch.cat([prefix, branch], 1)).logits[:, 10:], **CLOSE)
     cache.keep([*range(10), 13, 14, 15])  # accept the right branch and go on
@@ -125,7 +129,10 @@ def test_gradients_pass(lm, ids):
 
 @torch.no_grad()
 def test_hooks_leave_nothing_behind_after_an_error(lm, ids):
-    with pytest.raises(ZeroDivisionError), lm.patch({"blocks.1.hook_resid_mid" if not lm.parts.parallel else "blocks.1.hook_resid_pre": lambda x: 1 / 0}):
+    with (
+        pytest.raises(ZeroDivisionError),
+        lm.patch({"blocks.1.hook_resid_mid" if not lm.parts.parallel else "blocks.1.hook_resid_pre": lambda x: 1 / 0}),
+    ):
         lm(ids)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()) and not lm._attention_fns
     assert lm.model.config._attn_implementation != "arlm"
@@ -167,7 +174,9 @@ def test_model_folder_errors(tmp_path):
 
 @torch.no_grad()
 def test_activations_equal_transformer_lens(ids, tmp_path):
-    bridge = pytest.importorskip("transformer_lens.model_bridge", reason="TransformerLens 4 is not installed (pip install transformer-lens)")
+    bridge = pytest.importorskip(
+        "transformer_lens.model_bridge", reason="TransformerLens 4 is not installed (pip install transformer-lens)"
+    )
     from arlm_nb.core.tokenizer import Tokenizer, as_hf
     lm = hflm("gpt2")
     lm.model.save_pretrained(tmp_path)

@@ -37,7 +37,11 @@ def test_compiles_without_spills(name, tmp_path):
     kernel = KERNELS[name]
     (source := tmp_path / "kernel.cu").write_text(kernel.source)
     arch = [f for a in ARCHITECTURES for f in ("-gencode", f"arch=compute_{a[3:]},code={a}")]
-    done = subprocess.run([NVCC, "-fatbin", "-std=c++17", *arch, "-Xptxas", "-v", "-o", str(tmp_path / "kernel.fatbin"), str(source)], capture_output=True, text=True)
+    done = subprocess.run(
+        [NVCC, "-fatbin", "-std=c++17", *arch, "-Xptxas", "-v", "-o", str(tmp_path / "kernel.fatbin"), str(source)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     for a in ARCHITECTURES:
         log = "\n".join(b for b in re.split(r"(?=ptxas info\s+: Compiling entry function)", done.stderr) if f"for '{a}'" in b)
@@ -67,4 +71,5 @@ def test_sources_need_no_header():
 def test_every_registered_entry_is_in_its_source():
     for kernel in KERNELS.values():
         expanded = kernel.source.replace("##NAME", "")
-        for entry in kernel.entries: assert entry in expanded or entry.rsplit("_", 2)[0] in expanded or entry.rsplit("_", 1)[0] in expanded, (kernel.name, entry)
+        for entry in kernel.entries:
+            assert entry in expanded or entry.rsplit("_", 2)[0] in expanded or entry.rsplit("_", 1)[0] in expanded, (kernel.name, entry)

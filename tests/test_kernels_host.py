@@ -26,7 +26,13 @@ def test_cpu_path(name): check(name, lambda x: x.clone())
 def test_source_on_the_host(name):
     launcher = HostLauncher()
     with host_launcher(launcher): check(name, lambda x: x.clone())
-    assert {entry for entry, *_ in launcher.launches} >= set(KERNELS[name].entries) - UNREACHED.get(name, set()), "an entry that no case reaches"
+    assert {entry for entry, *_ in launcher.launches} >= set(KERNELS[name].entries) - UNREACHED.get(name, set()), (
+        "an entry that no case reaches"
+    )
+
 
 # f32 tables with bf16/f64 vectors and the like: same template, other types
-UNREACHED = {n: {e + x for e in (("push_", "push_softmax_") if n.endswith("push") else ("pull_",)) for x in ("f16_f32", "bf16_f64")} for n in ("debruijn_push", "debruijn_pull")}
+UNREACHED = {
+    n: {e + x for e in (("push_", "push_softmax_") if n.endswith("push") else ("pull_",)) for x in ("f16_f32", "bf16_f64")}
+    for n in ("debruijn_push", "debruijn_pull")
+}

@@ -23,11 +23,14 @@ def planted(body, dtype=torch.float32):
 def run(body, *, block=64, grid=1, n=64, shared=0, schedules=(0,), dtype=torch.float32):
     "Run a registered body on an array of n numbers 0, 1, 2, …"
     if not _kernel:
-        source = HELPERS + "".join(f'extern "C" __global__ void {entry}({c}* x, int n) {{ {body} }}\n' for (c, body), entry in BODIES.items())
+        source = HELPERS + "".join(
+            f'extern "C" __global__ void {entry}({c}* x, int n) {{ {body} }}\n' for (c, body), entry in BODIES.items()
+        )
         _kernel.append(Kernel("planted", source, tuple(BODIES.values()), cpu=None, cuda=None))
         del KERNELS["planted"]
     x = torch.arange(n, dtype=dtype)
-    with host_launcher(HostLauncher(schedules)): _kernel[0].launch(BODIES[TYPES[dtype], body], (grid,), (block,), x, np.int32(n), shared=shared)
+    with host_launcher(HostLauncher(schedules)):
+        _kernel[0].launch(BODIES[TYPES[dtype], body], (grid,), (block,), x, np.int32(n), shared=shared)
     return x
 
 
@@ -87,8 +90,14 @@ def test_arguments_are_checked():
     del KERNELS["planted"]
     x = torch.zeros(4)
     with host_launcher(HostLauncher()):
-        for args, words in [((x, np.int32(4), np.float32(1)), "8 bytes"), ((x.double(), np.int64(4), np.float32(1)), "4-byte floats"), ((x.int(), np.int64(4), np.float32(1)), "floats"),
-                            ((x, np.int64(4), np.int32(1)), "floating point"), ((x, np.int64(4)), "takes 3"), ((x, x, np.float32(1)), "is a number")]:
+        for args, words in [
+            ((x, np.int32(4), np.float32(1)), "8 bytes"),
+            ((x.double(), np.int64(4), np.float32(1)), "4-byte floats"),
+            ((x.int(), np.int64(4), np.float32(1)), "floats"),
+            ((x, np.int64(4), np.int32(1)), "floating point"),
+            ((x, np.int64(4)), "takes 3"),
+            ((x, x, np.float32(1)), "is a number"),
+        ]:
             with pytest.raises(HostError, match=words): kernel.launch("k", (1,), (1,), *args)
         kernel.launch("k", (1,), (1,), x, np.int64(4), np.float32(1))
 
@@ -137,15 +146,27 @@ def test_shared_scalar_pointer_and_helper():
     assert (run(TOTAL) == 63 * 32).all()
 
 def test_grid_and_block_shapes():
-    kernel = Kernel("planted", 'extern "C" __global__ void k(int* x) { int t = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);'
-                    ' int b = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); x[b * 24 + t] = b * 24 + t; }', ("k",), cpu=None, cuda=None)
+    kernel = Kernel(
+        "planted",
+        'extern "C" __global__ void k(int* x) { int t = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);'
+        " int b = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); x[b * 24 + t] = b * 24 + t; }",
+        ("k",),
+        cpu=None,
+        cuda=None,
+    )
     del KERNELS["planted"]
     x = torch.zeros(24 * 30, dtype=torch.int32)
     with host_launcher(HostLauncher()): kernel.launch("k", (2, 3, 5), (4, 3, 2), x)
     assert torch.equal(x, torch.arange(720, dtype=torch.int32))
 
 def test_half_widens_exactly():
-    kernel = Kernel("planted", 'extern "C" __global__ void k(const f16* x, float* y, int n) { for (int i = 0; i < n; ++i) y[i] = widen(x[i]); }', ("k",), cpu=None, cuda=None)
+    kernel = Kernel(
+        "planted",
+        'extern "C" __global__ void k(const f16* x, float* y, int n) { for (int i = 0; i < n; ++i) y[i] = widen(x[i]); }',
+        ("k",),
+        cpu=None,
+        cuda=None,
+    )
     del KERNELS["planted"]
     bits = torch.arange(-32768, 32768).to(torch.int16)
     x, y = bits.view(torch.float16), torch.zeros(65536)

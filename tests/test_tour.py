@@ -10,7 +10,9 @@ from arlm_nb.core.cli import app
 from arlm_nb.core.tokenizer import as_hf
 
 run = CliRunner().invoke
-shipped = pytest.mark.skipif(not {"docs-1m", "icl-tasks"} <= set(checkpoint_names()), reason="the reference checkpoints are not there (make checkpoints)")
+shipped = pytest.mark.skipif(
+    not {"docs-1m", "icl-tasks"} <= set(checkpoint_names()), reason="the reference checkpoints are not there (make checkpoints)"
+)
 
 
 @shipped
@@ -22,7 +24,9 @@ def test_tour_of_the_shipped_models(tmp_path):
     page = report.read_text()
     assert len(re.findall(r'class="plotly-graph-div"', page)) >= 4 and len(re.findall("<table>", page)) >= 4
     assert "http://" not in page.split("</script>")[-1].replace("http://www.w3.org", "") and "could not be run" not in page
-    p_values = {m[1]: float(m[2]) for m in re.finditer(r"<td>(watermarked, 30% edited|not watermarked)</td><td>\d+</td><td>([\d.e+-]+)</td>", page)}
+    p_values = {
+        m[1]: float(m[2]) for m in re.finditer(r"<td>(watermarked, 30% edited|not watermarked)</td><td>\d+</td><td>([\d.e+-]+)</td>", page)
+    }
     assert p_values["watermarked, 30% edited"] <= 0.01 < p_values["not watermarked"]
 
 
@@ -33,8 +37,19 @@ def test_tour_of_a_hugging_face_folder(tmp_path):
     import torch
     tokenizer = load_lm("docs-1m").tokenizer
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                                                   num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=0))
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     model.save_pretrained(tmp_path/"model")
     as_hf(tokenizer).save_pretrained(tmp_path/"model")
     report = tmp_path/"tour.html"

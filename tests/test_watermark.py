@@ -1,4 +1,5 @@
 """Watermarks: literal reference of the paper's algorithms, exactness over many keys, every model family, bad input, files, the command line."""
+
 import itertools
 import json
 from functools import lru_cache
@@ -13,9 +14,29 @@ from arlm_nb.core.tokenizer import Tokenizer
 from arlm_nb.watermark.alignment import align, alignment_cost, check_gamma, phis, rank_p_value
 from arlm_nb.watermark.bounds import log_p_bound
 from arlm_nb.watermark.detection import Detection
-from arlm_nb.watermark.distortion_free import (WatermarkKey, WatermarkProcessor, attack, combine, detect, detect_keys, draw_shifts, exp_choose, exp_decoder,
-                                               gumbel_hash_decoder, gumbel_hash_score, its_choose, its_decoder, kgw_decoder, kgw_score, power_curve, predicted_length,
-                                               reference_null, synthid_decoder, synthid_score, watermark_potential)
+from arlm_nb.watermark.distortion_free import (
+    WatermarkKey,
+    WatermarkProcessor,
+    attack,
+    combine,
+    detect,
+    detect_keys,
+    draw_shifts,
+    exp_choose,
+    exp_decoder,
+    gumbel_hash_decoder,
+    gumbel_hash_score,
+    its_choose,
+    its_decoder,
+    kgw_decoder,
+    kgw_score,
+    power_curve,
+    predicted_length,
+    reference_null,
+    synthid_decoder,
+    synthid_score,
+    watermark_potential,
+)
 from arlm_nb.watermark.keys import null_seeds, permute, uniforms
 from tests.models import FLAGSHIP, VOCAB, any_lm, hf_model
 
@@ -148,11 +169,16 @@ def test_every_model_family_writes_and_is_detected(name, scheme):
 
 
 @pytest.mark.parametrize("name", ("transformer", "llama"))
-@pytest.mark.parametrize("write,score", [(kgw_decoder, kgw_score), (gumbel_hash_decoder, gumbel_hash_score), (synthid_decoder, synthid_score)])
+@pytest.mark.parametrize(
+    "write,score", [(kgw_decoder, kgw_score), (gumbel_hash_decoder, gumbel_hash_score), (synthid_decoder, synthid_score)]
+)
 def test_baselines_on_models(name, write, score):
     lm = any_lm(name)
     options = {"delta": 6.0} if write is kgw_decoder else {}
-    texts = [write(lm, [[3, 4, 5, 6], [7, 8, 9, 1]], key=5, max_new_tokens=40, seed=s, stop=False, temperature=2.0, **options)[0].ids for s in (1, 2)]
+    texts = [
+        write(lm, [[3, 4, 5, 6], [7, 8, 9, 1]], key=5, max_new_tokens=40, seed=s, stop=False, temperature=2.0, **options)[0].ids
+        for s in (1, 2)
+    ]
     assert min(score(t, 5).p_value for t in texts) < 0.05
     assert write(lm, [3, 4, 5, 6], key=5, max_new_tokens=40, seed=1, stop=False, temperature=2.0, **options).ids == texts[0]
 
@@ -168,7 +194,13 @@ def test_processor_in_generate_equals_the_decoder(family, scheme):
     theirs = model.generate(ids, do_sample=False, max_new_tokens=15, pad_token_id=0, logits_processor=[processor])[:, 3:].tolist()
     assert max(map(max, theirs)) < VOCAB - 4, "rows beyond the vocabulary get no mass"
     full = WatermarkKey(5, 40, scheme, VOCAB)
-    theirs = model.generate(ids, do_sample=False, max_new_tokens=15, pad_token_id=0, logits_processor=[WatermarkProcessor(full, shift=[2, 39], temperature=0.9, top_k=20)])[:, 3:].tolist()
+    theirs = model.generate(
+        ids,
+        do_sample=False,
+        max_new_tokens=15,
+        pad_token_id=0,
+        logits_processor=[WatermarkProcessor(full, shift=[2, 39], temperature=0.9, top_k=20)],
+    )[:, 3:].tolist()
     ours = [g.ids for g in write(HFLM(model), ids, key=full, shift=[2, 39], max_new_tokens=15, stop=False, temperature=0.9, top_k=20)]
     assert theirs == ours
     processor.reset()
@@ -210,7 +242,13 @@ def test_edits_break_the_plain_alignment_and_not_the_edit_alignment():
 
 def test_several_keys_and_documents():
     table = detect_keys(marked(), [WatermarkKey(s, vocab_size=300) for s in (1, 2, 5, 9)], n_null=199)
-    assert table.key[0] == 2 and table.p_value[0] == 0.005 and table.p_family[0] == 0.02 and (table.p_family >= table.p_value).all() and table.p_family.is_monotonic_increasing
+    assert (
+        table.key[0] == 2
+        and table.p_value[0] == 0.005
+        and table.p_family[0] == 0.02
+        and (table.p_family >= table.p_value).all()
+        and table.p_family.is_monotonic_increasing
+    )
     assert combine([0.04] * 4) < 0.01 and combine([1.0]) == 1.0
     with pytest.raises(ValueError, match=r"\(0, 1\]"): combine([0.0])
 
@@ -300,7 +338,9 @@ def test_generate_and_detect_from_the_shell(tmp_path):
     assert wrote.exit_code == 0, wrote.output
     text = (tmp_path / "text.txt").read_text(encoding="utf-8")
     assert text
-    found = run("detect", tmp_path / "text.txt", "--key", 42, "--tokenizer", folder, "--nulls", 99, "--edit", "--out", tmp_path / "report.json")
+    found = run(
+        "detect", tmp_path / "text.txt", "--key", 42, "--tokenizer", folder, "--nulls", 99, "--edit", "--out", tmp_path / "report.json"
+    )
     assert found.exit_code == 0 and Detection.load(tmp_path / "report.json").p_value <= 1
     assert run("generate", "x", "--model", folder, "--out", tmp_path / "none" / "text.txt").exit_code == 2
     assert run("generate", "x", "--model", folder, "--n", 0).exit_code == 2

@@ -49,7 +49,10 @@ show(bars({"ours": {"greedy": (0.71, 0.65, 0.77), "beam": 0.74}, "baseline": {"g
 
 
 def player():
-    steps = [{"position": 0, "token": 3, "logprob": -0.1, "candidates": [(3, 0.9), (1, 0.1)]}, {"position": 1, "token": 1, "logprob": None, "note": "<i>"}]
+    steps = [
+        {"position": 0, "token": 3, "logprob": -0.1, "candidates": [(3, 0.9), (1, 0.1)]},
+        {"position": 1, "token": 1, "logprob": None, "note": "<i>"},
+    ]
     return DecoderPlayer(Generation([3, 1], "", [-0.1, 0.0], steps, prompt_ids=[0]))
 
 
@@ -62,7 +65,11 @@ def test_static_and_live_forms(make, monkeypatch):
     view = make()
     monkeypatch.setenv("ARLM_LIVE", "0")
     bundle = view._repr_mimebundle_()
-    assert WIDGET not in bundle and {"application/vnd.plotly.v1+json", "text/plain"} <= set(bundle) and ("image/png" in bundle) != ("text/html" in bundle)
+    assert (
+        WIDGET not in bundle
+        and {"application/vnd.plotly.v1+json", "text/plain"} <= set(bundle)
+        and ("image/png" in bundle) != ("text/html" in bundle)
+    )
     assert bundle == make()._repr_mimebundle_(), "the same view must give the same output"
     json.dumps(bundle, allow_nan=False)
     monkeypatch.setenv("ARLM_LIVE", "1")

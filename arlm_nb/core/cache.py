@@ -126,7 +126,10 @@ def crop(self: KVCache, length: int) -> KVCache:  # keep the first `length` slot
 def _only_slots(cache: KVCache, what: str):
     for i, s in enumerate(cache.states):
         if s is not None and not hasattr(s, what if what == "crop" else "slots"):
-            raise ValueError(f"cannot {what}: layer {i} keeps a recurrent state ({type(s).__name__}); clone() the cache before the tokens to take back")
+            raise ValueError(
+                f"cannot {what}: layer {i} keeps a recurrent state ({type(s).__name__}); clone() the cache before the tokens to take back"
+            )
+
 
 def keep(self: KVCache, slots) -> KVCache:  # slots: indices to keep, in their new order (the accepted path of a token tree)
     "Keep only these slots."

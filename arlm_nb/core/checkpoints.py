@@ -31,7 +31,11 @@ def write_tensors(path: str | Path, tensors: dict, metadata: dict | None = None)
     from safetensors.torch import save_file
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path.with_suffix(".tmp"), metadata={k: str(v) for k, v in (metadata or {}).items()})
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        path.with_suffix(".tmp"),
+        metadata={k: str(v) for k, v in (metadata or {}).items()},
+    )
     path.with_suffix(".tmp").replace(path)
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c006
@@ -47,7 +51,10 @@ def save_checkpoint(lm: Transformer,
     weights = {k: v for k, v in lm.state_dict().items() if not (lm.config.tied and k == "head.weight")}
     write_tensors(fresh / "model.safetensors", {k: v.to(dtype) for k, v in weights.items()}, {"format": "arlm_nb"})
     size = sum(p.numel() for p in lm.parameters())
-    (fresh / "note.json").write_text(json.dumps({"model": "Transformer", "name": lm.name, "parameters": size, "config": lm.config.to_dict()} | (note or {}), indent=1) + "\n")
+    (fresh / "note.json").write_text(
+        json.dumps({"model": "Transformer", "name": lm.name, "parameters": size, "config": lm.config.to_dict()} | (note or {}), indent=1)
+        + "\n"
+    )
     if lm.tokenizer is not None: lm.tokenizer.save(fresh / "tokenizer.json")
     if folder.exists(): shutil.rmtree(folder)
     fresh.rename(folder)
@@ -63,8 +70,10 @@ def load_checkpoint(folder: str | Path, device="cpu") -> Transformer:
     lm = Transformer(TransformerConfig(**note["config"]), name=note.get("name", folder.name))
     weights = {k: v.float() for k, v in weights.items()}
     if lm.config.tied: weights["head.weight"] = weights["tok.weight"]
-    try: lm.load_state_dict(weights)
-    except RuntimeError as e: raise ValueError(f"model.safetensors in {folder.name}/ does not fit its note.json: {e}; nothing was loaded") from e
+    try:
+        lm.load_state_dict(weights)
+    except RuntimeError as e:
+        raise ValueError(f"model.safetensors in {folder.name}/ does not fit its note.json: {e}; nothing was loaded") from e
     if (folder / "tokenizer.json").is_file():
         from arlm_nb.core.tokenizer import Tokenizer
         lm.tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -81,7 +90,16 @@ def read_note(folder: str | Path) -> dict:
 def checkpoint_names() -> list[str]:
     "Names of the checkpoints found on this machine (`area/name` for those of one area)."
     roots = [r / "checkpoints" for r in data_roots()]
-    return sorted({n.parent.relative_to(r).as_posix() for r in roots if r.is_dir() for n in r.rglob("note.json") if not n.parent.name.endswith(".tmp")})
+    return sorted(
+        {
+            n.parent.relative_to(r).as_posix()
+            for r in roots
+            if r.is_dir()
+            for n in r.rglob("note.json")
+            if not n.parent.name.endswith(".tmp")
+        }
+    )
+
 
 def checkpoint_path(name: str) -> Path:
     "The folder of a shipped checkpoint."

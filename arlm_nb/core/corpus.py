@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .docstrings import Seen, clean_docstring, docstrings, is_prose
+from .docstrings import Seen, _read, _unit, clean_docstring, docstrings, is_prose
 
 # %% auto #0
 __all__ = ['SPLITS', 'LARGE', 'MEDIUM', 'SMALL', 'FORMAT', 'Corpus', 'package_splits', 'module_split', 'cache_folder', 'cached',
@@ -24,6 +24,7 @@ __all__ = ['SPLITS', 'LARGE', 'MEDIUM', 'SMALL', 'FORMAT', 'Corpus', 'package_sp
 # %% ../../nbs/core/02_corpus.ipynb #c004
 SPLITS = ("train", "valid", "test")
 
+# %% ../../nbs/core/02_corpus.ipynb #c005
 @dataclass
 class Corpus:
     "Three lists of documents and where they come from."
@@ -45,19 +46,20 @@ class Corpus:
 
     def bytes(self, split: str = "train") -> int: return sum(len(t.encode("utf-8", "surrogatepass")) for t in getattr(self, split))
 
-# %% ../../nbs/core/02_corpus.ipynb #c005
+# %% ../../nbs/core/02_corpus.ipynb #c006
 def _describe(self) -> dict[str, dict[str, int]]: # documents, bytes and words of each split
     "Sizes of the three splits."
     return {s: {"documents": len(getattr(self, s)), "bytes": self.bytes(s), "words": sum(len(t.split()) for t in getattr(self, s))}
             for s in SPLITS}
 
+# %% ../../nbs/core/02_corpus.ipynb #c007
 def _repr(self) -> str:
     sizes = ", ".join(f"{s} {len(getattr(self, s)):,} documents {self.bytes(s)/1e6:.2f} MB" for s in SPLITS)
     return f"Corpus({self.name!r}: {sizes}; hash {self.hash[:12]})"
 
 Corpus.describe, Corpus.__repr__ = _describe, _repr
 
-# %% ../../nbs/core/02_corpus.ipynb #c008
+# %% ../../nbs/core/02_corpus.ipynb #c010
 LARGE = ("numpy", "scipy", "pandas", "sklearn", "torch", "transformers", "statsmodels", "networkx", "sympy")
 MEDIUM = ("huggingface_hub", "datasets", "numba", "narwhals", "IPython", "mpmath", "accelerate", "fsspec", "joblib", "rich", "click",
           "jinja2", "ipywidgets", "pyarrow")
@@ -67,11 +69,7 @@ SMALL = ("traitlets", "typer", "tqdm", "psygnal", "anywidget", "tokenizers", "sa
 _NEVER = {"test", "tests", "testing", "idle_test", "lib2to3", "_vendor", "vendor", "externals", "extern", "third_party", "site-packages",
           "dist-packages", "__pycache__", "pydoc_data", "encodings", "turtledemo", "test_utils", "lib-dynload"}
 
-def _unit(*parts) -> float: # in [0, 1)
-    "A uniform number that depends on nothing but its arguments."
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big") / 2**56
-
-# %% ../../nbs/core/02_corpus.ipynb #c009
+# %% ../../nbs/core/02_corpus.ipynb #c011
 def package_splits(seed: int = 0) -> dict[str, str]: # package name -> train, valid or test
     "The split of each package on the list, by name alone; 1 of 9 large ones and 2 of 14 medium ones are tested on."
     splits = {}
@@ -80,12 +78,13 @@ def package_splits(seed: int = 0) -> dict[str, str]: # package name -> train, va
         for i, name in enumerate(order): splits[name] = "test" if i < n_test else "valid" if i < n_test + n_valid else "train"
     return splits
 
+# %% ../../nbs/core/02_corpus.ipynb #c012
 def module_split(name: str, seed: int = 0) -> str: # train, valid or test
     "The split of a standard-library module, the same for its docstrings and its code; `_x` goes with `x`."
     u = _unit("stdlib", seed, name.strip("_"))
     return "test" if u < 0.10 else "valid" if u < 0.15 else "train"
 
-# %% ../../nbs/core/02_corpus.ipynb #c012
+# %% ../../nbs/core/02_corpus.ipynb #c015
 def _python_files(folder: Path, seed: int) -> list[Path]: # in a hashed order
     "Python sources below a folder, without tests, vendored copies and generated tables."
     files = []
@@ -94,6 +93,7 @@ def _python_files(folder: Path, seed: int) -> list[Path]: # in a hashed order
         files += [Path(root, n) for n in names if n.endswith(".py") and not n.startswith(("test_", "_sysconfigdata", "conftest."))]
     return sorted(files, key=lambda f: _unit("file", seed, f.relative_to(folder).as_posix()))
 
+# %% ../../nbs/core/02_corpus.ipynb #c016
 def _package_files(name: str, seed: int) -> list[Path]:
     "The sources of an installed package, found without importing it; none when it is not there."
     try: spec = importlib.util.find_spec(name)
@@ -101,7 +101,7 @@ def _package_files(name: str, seed: int) -> list[Path]:
     if spec is None or not spec.submodule_search_locations: return []
     return _python_files(Path(list(spec.submodule_search_locations)[0]), seed)
 
-# %% ../../nbs/core/02_corpus.ipynb #c013
+# %% ../../nbs/core/02_corpus.ipynb #c017
 def _stdlib_files(seed: int) -> dict[str, list[Path]]: # module name -> its files
     "The standard library's sources by top-level module."
     top, modules = Path(sysconfig.get_path("stdlib")), {}
@@ -112,11 +112,7 @@ def _stdlib_files(seed: int) -> dict[str, list[Path]]: # module name -> its file
         if files: modules[name] = files
     return modules
 
-def _read(path: Path) -> str: # "" where it is not UTF-8 text
-    try: return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError): return ""
-
-# %% ../../nbs/core/02_corpus.ipynb #c014
+# %% ../../nbs/core/02_corpus.ipynb #c018
 def _versions(names: Iterable[str]) -> dict[str, str]:
     "Installed version of each package that is there."
     dists = {"sklearn": "scikit-learn", "IPython": "ipython", "yaml": "pyyaml", "zmq": "pyzmq", "bs4": "beautifulsoup4", "attr": "attrs",
@@ -127,7 +123,7 @@ def _versions(names: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError: continue
     return found
 
-# %% ../../nbs/core/02_corpus.ipynb #c016
+# %% ../../nbs/core/02_corpus.ipynb #c020
 def _collect(files: Iterable[Path], pieces, seen: Seen, cap: int, source_cap: int) -> list[str]:
     "New documents of one package, until `cap` bytes are kept or `source_cap` bytes are read."
     kept, size, read = [], 0, 0
@@ -139,13 +135,15 @@ def _collect(files: Iterable[Path], pieces, seen: Seen, cap: int, source_cap: in
         if size >= cap or read >= source_cap: break
     return kept
 
+# %% ../../nbs/core/02_corpus.ipynb #c021
 def _prose_pieces(source: str) -> list[str]: return [t for d in docstrings(source) if len(d) >= 150 and is_prose(t := clean_docstring(d))]
 
+# %% ../../nbs/core/02_corpus.ipynb #c022
 def _code_pieces(source: str) -> list[str]: # a file is one document; tables of numbers and stubs are not code
     words = len(re.findall(r"[A-Za-z_]+", source))
     return [source.expandtabs(4).rstrip() + "\n"] if len(source) >= 400 and words * 12 > len(source) else []
 
-# %% ../../nbs/core/02_corpus.ipynb #c017
+# %% ../../nbs/core/02_corpus.ipynb #c023
 def _build(name: str, jobs: list[tuple[str, str, list[Path]]], pieces, cap: int, source_cap: int, meta: dict) -> Corpus:
     "Collect packages split by split, training first, so that what is left for the test is new."
     seen, corpus, packages = Seen(), Corpus(name, [], meta=meta), {s: {} for s in SPLITS}
@@ -158,7 +156,7 @@ def _build(name: str, jobs: list[tuple[str, str, list[Path]]], pieces, cap: int,
     corpus.meta["packages"] = {s: {p: n for p, n in packages[s].items() if n} for s in SPLITS}
     return corpus
 
-# %% ../../nbs/core/02_corpus.ipynb #c018
+# %% ../../nbs/core/02_corpus.ipynb #c024
 def _limited(corpus: Corpus, seed: int, max_bytes: int | None) -> Corpus: # documents in a hashed order
     "At most `max_bytes` of training text, and at most a tenth of that in each of the other two."
     for split in SPLITS:
@@ -173,14 +171,16 @@ def _limited(corpus: Corpus, seed: int, max_bytes: int | None) -> Corpus: # docu
     corpus.meta["max_bytes"] = max_bytes
     return corpus
 
-# %% ../../nbs/core/02_corpus.ipynb #c020
+# %% ../../nbs/core/02_corpus.ipynb #c026
 FORMAT = 1 # raise it when cleaning or splitting changes, so that no old cache is read
 
+# %% ../../nbs/core/02_corpus.ipynb #c027
 def cache_folder() -> Path: # ARLM_CACHE, or arlm_nb under the user's cache folder
     "Where built corpora and packed ids are kept; everything in it can be deleted."
     base = os.environ.get("ARLM_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arlm_nb"
 
+# %% ../../nbs/core/02_corpus.ipynb #c028
 def _write_cache(path: Path, corpus: Corpus) -> None:
     "Write atomically; a cache that cannot be written is no error."
     try:
@@ -193,7 +193,7 @@ def _write_cache(path: Path, corpus: Corpus) -> None:
         os.replace(part, path)
     except OSError as e: warnings.warn(f"the corpus cache was not written: {e}")
 
-# %% ../../nbs/core/02_corpus.ipynb #c021
+# %% ../../nbs/core/02_corpus.ipynb #c029
 def _read_cache(path: Path) -> Corpus | None: # None when there is none or it is damaged
     "Read a cached corpus and check its hash."
     try:
@@ -206,6 +206,7 @@ def _read_cache(path: Path) -> Corpus | None: # None when there is none or it is
         return corpus if corpus.hash == head["hash"] else None
     except (OSError, ValueError, KeyError, StopIteration, AttributeError): return None
 
+# %% ../../nbs/core/02_corpus.ipynb #c030
 def cached(name: str, parameters: dict, build) -> Corpus:
     "The cached corpus of these parameters, else `build()`, kept for the next time."
     key = hashlib.sha256(json.dumps([FORMAT, name, parameters], sort_keys=True).encode()).hexdigest()[:16]
@@ -214,7 +215,7 @@ def cached(name: str, parameters: dict, build) -> Corpus:
     if corpus is None: _write_cache(path, corpus := build())
     return corpus
 
-# %% ../../nbs/core/02_corpus.ipynb #c022
+# %% ../../nbs/core/02_corpus.ipynb #c031
 def docs(seed: int = 0,                # which packages are tested on, and the order of documents
          max_bytes: int | None = None, # at most so much training text (bytes); None: all of it, about 8 MB
          *,
@@ -230,7 +231,7 @@ def docs(seed: int = 0,                # which packages are tested on, and the o
         return _build("docs", jobs, _prose_pieces, package_cap, 6_000_000, dict(meta))
     return _limited(cached("docs", meta, build), seed, max_bytes)
 
-# %% ../../nbs/core/02_corpus.ipynb #c023
+# %% ../../nbs/core/02_corpus.ipynb #c032
 def code(seed: int = 0,                # which modules are tested on, and the order of documents
          max_bytes: int | None = None, # at most so much training text (bytes); None: all of it, about 8 MB
          *,

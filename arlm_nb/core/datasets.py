@@ -13,13 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .corpus import Corpus, SPLITS, _unit, cache_folder, code, docs
+from .corpus import Corpus, SPLITS, cache_folder, code, docs
+from .docstrings import _unit
 from .maps import AbstractMaps, icl_maps
 from .paths import unknown
 from .sources import BayesNetSource, HMMSource, MarkovSource
 from .stories import stories, story_consistent, story_words, tell
-from .synthetic import (arithmetic_ok, bracket_depths, brackets, column_addition, generate, nested_arithmetic, plan_ok, planning,
-                                    recall, recall_ok)
+from arlm_nb.core.synthetic import (
+    arithmetic_ok,
+    bracket_depths,
+    brackets,
+    column_addition,
+    generate,
+    nested_arithmetic,
+    plan_ok,
+    planning,
+    recall,
+    recall_ok,
+)
 from .tokenizer import Tokenizer, wrap_hf
 from .word_tasks import WordTask, read_tasks, word_task, word_tasks
 from .world import Fact, World, facts, two_hop
@@ -44,6 +55,7 @@ def _pack_file(tokenizer, texts: Sequence[str]) -> Path:
     for t in texts: h.update(b"%d " % len(t) + t.encode("utf-8", "surrogatepass"))
     return cache_folder() / "packed" / f"{h.hexdigest()[:24]}.npy"
 
+# %% ../../nbs/core/02_datasets.ipynb #c005
 def _pack(tokenizer, texts: Sequence[str]) -> np.ndarray: # int32
     "All documents in one row, `<eos>` around each where the tokenizer has one."
     eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -52,7 +64,7 @@ def _pack(tokenizer, texts: Sequence[str]) -> np.ndarray: # int32
         for ids in tokenizer.encode_batch(texts[i:i + 256]): parts.append(np.array(ids + eos, dtype=np.int32))
     return np.concatenate(parts)
 
-# %% ../../nbs/core/02_datasets.ipynb #c005
+# %% ../../nbs/core/02_datasets.ipynb #c006
 def pack(tokenizer,            # a `Tokenizer`, or what `wrap_hf` gives
          texts: Sequence[str], # documents
          *,
@@ -73,7 +85,7 @@ def pack(tokenizer,            # a `Tokenizer`, or what `wrap_hf` gives
     except OSError: pass  # a cache that cannot be written only costs time
     return torch.from_numpy(ids)
 
-# %% ../../nbs/core/02_datasets.ipynb #c006
+# %% ../../nbs/core/02_datasets.ipynb #c007
 def windows(ids: Tensor,     # one row of token ids [n]
             length: int,     # tokens that a model sees; a window holds one more, the last target
             batch_size: int, # windows in a batch
@@ -89,6 +101,7 @@ def windows(ids: Tensor,     # one row of token ids [n]
         return ids[start + offset].long()
     return data
 
+# %% ../../nbs/core/02_datasets.ipynb #c008
 def tiles(ids: Tensor, length: int, n: int | None = None) -> Tensor: # int64 [windows, length + 1]
     "Windows that lie end to end, so that each token is a target once; the last piece that fills no window is left out."
     ids = torch.as_tensor(ids)
@@ -97,7 +110,7 @@ def tiles(ids: Tensor, length: int, n: int | None = None) -> Tensor: # int64 [wi
     kept = torch.arange(count if n is None else min(n, count))
     return ids[kept[:, None] * length + torch.arange(length + 1)].long()
 
-# %% ../../nbs/core/02_datasets.ipynb #c011
+# %% ../../nbs/core/02_datasets.ipynb #c013
 def _by_hash(name: str, texts: Sequence[str], shares: tuple[float, float], seed: int, meta: dict) -> Corpus:
     "Split documents by a hash of their text; exact copies are dropped."
     if sum(shares) >= 1 or min(shares) < 0: raise ValueError(f"shares of valid and test must be >= 0 and sum to less than 1, got {shares}")
@@ -108,6 +121,7 @@ def _by_hash(name: str, texts: Sequence[str], shares: tuple[float, float], seed:
     if not corpus.train: raise ValueError(f"{name}: no document is left for training ({len(texts)} read)")
     return corpus
 
+# %% ../../nbs/core/02_datasets.ipynb #c014
 def load_text(path: str | Path,                 # a text file, or a folder of them
               *,
               pattern: str = "*.txt",           # which files of a folder, also below it
@@ -127,7 +141,7 @@ def load_text(path: str | Path,                 # a text file, or a folder of th
         texts += [text] if separator is None else text.split(separator)
     return _by_hash(path.name, texts, shares, seed, {"files": len(files), "separator": separator})
 
-# %% ../../nbs/core/02_datasets.ipynb #c013
+# %% ../../nbs/core/02_datasets.ipynb #c016
 def load_hf(name: str,                      # a name on the Hub, or a local folder that `datasets` can read
             *,
             config: str | None = None,      # the subset, such as "wikitext-2-raw-v1"
@@ -150,7 +164,7 @@ def load_hf(name: str,                      # a name on the Hub, or a local fold
     meta = {"name": name, "config": config, "column": column, "splits": splits}
     return Corpus(name, train, valid, test, meta) if valid or test else _by_hash(name, train, (0.05, 0.10), seed, meta)
 
-# %% ../../nbs/core/02_datasets.ipynb #c014
+# %% ../../nbs/core/02_datasets.ipynb #c017
 def _by_hand(name: str, config: str | None) -> str:
     "What to do where the Hub cannot be reached."
     what = name if config is None else f"{name} ({config})"
@@ -158,7 +172,7 @@ def _by_hand(name: str, config: str | None) -> str:
             f"`huggingface-cli download --repo-type dataset {name} --local-dir FOLDER`, copy FOLDER here and call load_hf('FOLDER'); "
             f"or put plain text files in a folder and call load_text('FOLDER')")
 
-# %% ../../nbs/core/02_datasets.ipynb #c017
+# %% ../../nbs/core/02_datasets.ipynb #c020
 @dataclass(frozen=True)
 class Digits:
     "Handwritten digits, with a fixed stratified split."
@@ -171,6 +185,7 @@ class Digits:
     @property
     def hash(self) -> str: return hashlib.sha256(b"".join(t.numpy().tobytes() for t in (self.images, self.labels, self.train))).hexdigest()
 
+# %% ../../nbs/core/02_datasets.ipynb #c021
 def digits(levels: int = 17, # 2 to 17 grey levels; 17 keeps the data as it is
            seed: int = 0,    # the split
            ) -> Digits:
@@ -184,7 +199,7 @@ def digits(levels: int = 17, # 2 to 17 grey levels; 17 keeps the data as it is
     grey, labels, train, test = map(torch.from_numpy, (grey, data.target, np.sort(train), np.sort(test)))
     return Digits(grey, labels.long(), train, test, levels)
 
-# %% ../../nbs/core/02_datasets.ipynb #c019
+# %% ../../nbs/core/02_datasets.ipynb #c023
 SERIES = { # name: (statsmodels data set, column, steps in a season, what it is)
     "sunspots": ("sunspots", "SUNACTIVITY", 11, "yearly sunspot numbers, 1700 to 2008"),
     "co2": ("co2", "co2", 52, "weekly CO2 at Mauna Loa in parts per million, 1958 to 2001; gaps filled linearly"),
@@ -194,6 +209,7 @@ SERIES = { # name: (statsmodels data set, column, steps in a season, what it is)
     "gdp": ("macrodata", "realgdp", 4, "quarterly real US GDP in 10^9 dollars of 2005, 1959 to 2009"),
     "unemployment": ("macrodata", "unemp", 4, "quarterly US unemployment in percent, 1959 to 2009")}
 
+# %% ../../nbs/core/02_datasets.ipynb #c024
 @dataclass(frozen=True)
 class Series:
     "One series of numbers in time."
@@ -205,7 +221,7 @@ class Series:
     @property
     def hash(self) -> str: return hashlib.sha256(self.values.numpy().tobytes()).hexdigest()
 
-# %% ../../nbs/core/02_datasets.ipynb #c020
+# %% ../../nbs/core/02_datasets.ipynb #c025
 def series(name: str) -> Series: # one of SERIES
     "A real time series that comes with statsmodels."
     if name not in SERIES: raise unknown("series", name, SERIES)
@@ -215,10 +231,11 @@ def series(name: str) -> Series: # one of SERIES
     values = frame.drop(columns="YEAR").to_numpy(float).ravel() if column is None else frame[column].astype(float).interpolate().to_numpy()
     return Series(name, torch.from_numpy(np.array(values, dtype=np.float64)), season, about)
 
-# %% ../../nbs/core/02_datasets.ipynb #c023
+# %% ../../nbs/core/02_datasets.ipynb #c028
 CORPORA = {"docs": docs, "code": code, "stories": stories, "facts": facts, **{s.__name__: partial(generate, s) for s in (
     recall, column_addition, nested_arithmetic, brackets, planning)}}
 
+# %% ../../nbs/core/02_datasets.ipynb #c029
 def corpus(name: str, **parameters) -> Corpus: # parameters of its own, `seed` among them
     "Any corpus of this library by name."
     if name not in CORPORA: raise unknown("corpus", name, CORPORA)

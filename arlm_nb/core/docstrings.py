@@ -3,18 +3,32 @@
 # %% ../../nbs/core/02_docstrings.ipynb #c002
 from __future__ import annotations
 import ast
+import hashlib
 import re
 import warnings
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 # %% auto #0
 __all__ = ['clean_docstring', 'is_prose', 'docstrings', 'Seen']
 
+# %% ../../nbs/core/02_docstrings.ipynb #c003
+def _unit(*parts) -> float: # in [0, 1)
+    "A uniform number that depends on nothing but its arguments."
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:7], "big") / 2**56
+
 # %% ../../nbs/core/02_docstrings.ipynb #c004
-_CODE_DIRECTIVE = re.compile(r"^\s*\.\. *(code|code-block|codeblock|plot|math|ipython|parsed-literal|testcode|testsetup|image|figure|table|"
-                             r"list-table|csv-table|autosummary|toctree|currentmodule|module|highlight|doctest|sourcecode|tabularcolumns|"
-                             r"versionadded|versionchanged|deprecated|versionremoved|automethod|autoclass|autofunction|autoattribute|bibliography|footbibliography|include|raw|index|\[.*|_.*)\b.*$")
+def _read(path: Path) -> str: # "" where it is not UTF-8 text
+    try: return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError): return ""
+
+# %% ../../nbs/core/02_docstrings.ipynb #c006
+_CODE_DIRECTIVE = re.compile(
+    r"^\s*\.\. *(code|code-block|codeblock|plot|math|ipython|parsed-literal|testcode|testsetup|image|figure|table|"
+    r"list-table|csv-table|autosummary|toctree|currentmodule|module|highlight|doctest|sourcecode|tabularcolumns|"
+    r"versionadded|versionchanged|deprecated|versionremoved|automethod|autoclass|autofunction|autoattribute|bibliography|footbibliography|include|raw|index|\[.*|_.*)\b.*$"
+)
 _MARKUP = [(re.compile(p, re.M), r) for p, r in (
     (r":[\w:+-]+:`[~.!]*([^`<]*?)(?:\s*<[^`>]*>)?`", r"`\1`"),      # :class:`~a.B`
     (r"``([^`]+)``", r"`\1`"), (r"`\.(?=\w)", "`"), (r"`([^`<]+?)\s*<[^`>]+>`_+", r"\1"), (r"`([^`]+)`_+", r"\1"),
@@ -24,9 +38,10 @@ _MARKUP = [(re.compile(p, re.M), r) for p, r in (
     (r" +$", ""), (r"\n{3,}", "\n\n"))]
 _DROPPED = {"See Also", "References", "Examples", "Example", "Methods", "Attributes"}
 
-# %% ../../nbs/core/02_docstrings.ipynb #c005
+# %% ../../nbs/core/02_docstrings.ipynb #c007
 def _indent(line: str) -> int: return len(line) - len(line.lstrip())
 
+# %% ../../nbs/core/02_docstrings.ipynb #c008
 def _drop_blocks(lines: list[str]) -> Iterator[str]:
     "Lines without fenced code, interactive examples, code directives and literal blocks."
     fence, deeper_than, example = False, None, False
@@ -46,9 +61,10 @@ def _drop_blocks(lines: list[str]) -> Iterator[str]:
             if bare == "::": continue
         yield line
 
-# %% ../../nbs/core/02_docstrings.ipynb #c006
+# %% ../../nbs/core/02_docstrings.ipynb #c009
 _RULER = re.compile(r"^\s*([=\-~^*+#\"_.`])\1{2,}[\s=\-+]*$")
 
+# %% ../../nbs/core/02_docstrings.ipynb #c010
 def _drop_sections(lines: list[str]) -> Iterator[str]:
     "Lines without rulers, tables and the sections that hold no prose (NumPy's style of heading, with a ruler under it)."
     skip = False
@@ -57,6 +73,7 @@ def _drop_sections(lines: list[str]) -> Iterator[str]:
         if skip or _RULER.match(line) or line.count("|") >= 2 or line.count("+-") >= 2: continue
         yield line
 
+# %% ../../nbs/core/02_docstrings.ipynb #c011
 def clean_docstring(text: str) -> str: # "" when nothing is left
     "The prose of a docstring."
     lines = list(_drop_sections(list(_drop_blocks(text.expandtabs(4).split("\n")))))
@@ -64,9 +81,10 @@ def clean_docstring(text: str) -> str: # "" when nothing is left
     for pattern, new in _MARKUP: text = pattern.sub(new, text)
     return text.strip()
 
-# %% ../../nbs/core/02_docstrings.ipynb #c008
+# %% ../../nbs/core/02_docstrings.ipynb #c013
 _SMALL_WORDS = frozenset("the a an of to is in for and or if that this be are as by with it on not from which can will when".split())
 
+# %% ../../nbs/core/02_docstrings.ipynb #c014
 def is_prose(text: str) -> bool:
     "Long enough, mostly letters, and with the small words of English."
     if len(text) < 150: return False
@@ -74,6 +92,7 @@ def is_prose(text: str) -> bool:
     letters = sum(map(str.isalpha, text)) + text.count(" ") + text.count("\n")
     return letters >= 0.8 * len(text) and sum(w.lower() in _SMALL_WORDS for w in words) >= len(words) / 9
 
+# %% ../../nbs/core/02_docstrings.ipynb #c015
 def docstrings(source: str) -> list[str]: # as `inspect.cleandoc` gives them
     "All docstrings of a source text, top to bottom; none when it does not parse."
     with warnings.catch_warnings():
@@ -87,7 +106,7 @@ def docstrings(source: str) -> list[str]: # as `inspect.cleandoc` gives them
         stack += [c for c in reversed(node.body) if isinstance(c, holders[1:])]
     return found
 
-# %% ../../nbs/core/02_docstrings.ipynb #c011
+# %% ../../nbs/core/02_docstrings.ipynb #c018
 class Seen:
     "Remembers six-word sequences; tells whether a text is mostly new."
     def __init__(self, width: int = 6, keep: int = 4, threshold: float = 0.4):

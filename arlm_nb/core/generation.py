@@ -111,8 +111,18 @@ class Rows:
         if self.pad is not None: self.pad = self.pad[rows]
 
 # %% ../../nbs/core/21_generation.ipynb #c012
-def decode_loop(lm, prompt, choose: Callable,  # (logits [B, V], live row numbers) -> tokens [B]
-                *, max_new_tokens: int, name: str, stop=None, callback: Callable | None = None, candidates: int = 0, observe: Callable | None = None):
+def decode_loop(
+    lm,
+    prompt,
+    choose: Callable,  # (logits [B, V], live row numbers) -> tokens [B]
+    *,
+    max_new_tokens: int,
+    name: str,
+    stop=None,
+    callback: Callable | None = None,
+    candidates: int = 0,
+    observe: Callable | None = None,
+):
     "Run a decoder that picks one token a step from the model's logits -> Generation, or a list of them."
     prompts, single = encode_prompts(lm, prompt)
     check_budget(lm, prompts, max_new_tokens)
@@ -152,8 +162,14 @@ def _describe(logits: Tensor, tokens: Tensor, n: int, candidates: int) -> list[d
 
 # %% ../../nbs/core/21_generation.ipynb #c015
 _decoders: dict[str, Callable] = {}
-_homes = {"contrastive_search": "decode.contrastive_search", "momentum_decoding": "decode.momentum_decoding", "function_vectors": "interp.function_vectors",
-          "tuned_lens": "interp.tuned_lens", "exp_watermark": "watermark.distortion_free", "its_watermark": "watermark.distortion_free"}
+_homes = {
+    "contrastive_search": "decode.contrastive_search",
+    "momentum_decoding": "decode.momentum_decoding",
+    "function_vectors": "interp.function_vectors",
+    "tuned_lens": "interp.tuned_lens",
+    "exp_watermark": "watermark.distortion_free",
+    "its_watermark": "watermark.distortion_free",
+}
 
 def register_decoder(key: str):
     "Decorator: offer a decoder under a key."
@@ -184,20 +200,56 @@ def greedy(lm,
            candidates: int = 0,  # record so many of the most probable tokens at each step
            ):
     "The most probable token at each step."
-    return decode_loop(lm, prompt, lambda logits, live: logits.argmax(-1), max_new_tokens=max_new_tokens, name="greedy", stop=stop, callback=callback, candidates=candidates)
+    return decode_loop(
+        lm,
+        prompt,
+        lambda logits, live: logits.argmax(-1),
+        max_new_tokens=max_new_tokens,
+        name="greedy",
+        stop=stop,
+        callback=callback,
+        candidates=candidates,
+    )
+
 
 @register_decoder("sample")
-def sample(lm, prompt, *, max_new_tokens: int, seed: int = 0, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-           min_p: float | None = None, typical_p: float | None = None, stop=None, callback: Callable | None = None, candidates: int = 0):
+def sample(
+    lm,
+    prompt,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    stop=None,
+    callback: Callable | None = None,
+    candidates: int = 0,
+):
     "Draw each token from the (warped) distribution. Row i of a batch uses its own generator, a function of (seed, i)."
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
     generators = row_generators(seed, len(encode_prompts(lm, prompt)[0]), lm.device)
     def choose(logits, live): return draw(warp(logits, **options), [generators[i] for i in live])
-    return decode_loop(lm, prompt, choose, max_new_tokens=max_new_tokens, name="sample", stop=stop, callback=callback, candidates=candidates)
+
+    return decode_loop(
+        lm, prompt, choose, max_new_tokens=max_new_tokens, name="sample", stop=stop, callback=callback, candidates=candidates
+    )
 
 # %% ../../nbs/core/21_generation.ipynb #c019
 @register_decoder("beam")
-def beam(lm, prompt, *, max_new_tokens: int, seed: int = 0, num_beams: int = 4, length_penalty: float = 1.0, stop=None, callback: Callable | None = None):
+def beam(
+    lm,
+    prompt,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+    num_beams: int = 4,
+    length_penalty: float = 1.0,
+    stop=None,
+    callback: Callable | None = None,
+):
     "Beam search; equal to transformers' `generate(num_beams=..., length_penalty=...)` token for token."
     if num_beams < 1: raise ValueError(f"num_beams must be >= 1, got {num_beams}")
     prompts, single = encode_prompts(lm, prompt)
@@ -217,7 +269,14 @@ def _beam_one(lm, prompt, max_new, K, penalty, ends, callback) -> Generation:
         finished += [(score / n ** penalty, ids, lps) for (score, ids, lps, _), d in list(zip(options, done))[:K] if d]
         finished = sorted(finished, key=lambda f: -f[0])[:K]
         ahead = [o for o, d in zip(options, done) if not d][:K]
-        steps.append({"position": n - 1, "token": options[0][1][-1], "logprob": options[0][2][-1], "beams": [(ids, score) for score, ids, _, _ in options[:K]]})
+        steps.append(
+            {
+                "position": n - 1,
+                "token": options[0][1][-1],
+                "logprob": options[0][2][-1],
+                "beams": [(ids, score) for score, ids, _, _ in options[:K]],
+            }
+        )
         if callback: callback(steps[-1])
         if not ahead or (len(finished) == K and ahead[0][0] / n ** penalty <= finished[-1][0]): break
         rows.select(torch.tensor([o[3] for o in ahead], device=logp.device))

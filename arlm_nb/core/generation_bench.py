@@ -20,7 +20,14 @@ def greedy_pair(config,  # a transformers GPT2Config
     lm, model = from_hf(model).to(device), model.to(device)
     ids = torch.arange(1, 17)[None]
     def theirs():
-        out = model.generate(ids.to(device), attention_mask=torch.ones_like(ids).to(device), max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
+        out = model.generate(
+            ids.to(device),
+            attention_mask=torch.ones_like(ids).to(device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         return out[0, 16:].tolist()
     return (lambda: greedy(lm, ids[0], max_new_tokens=new_tokens, stop=False).ids), theirs
 
@@ -38,12 +45,30 @@ def compare(name: str, config, new_tokens: int, target: float, device: str) -> B
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]
     weights = 4 * (config.vocab_size * config.n_embd + config.n_layer * 12 * config.n_embd ** 2)
     notes = f"{new_tokens / min(a):.0f} against {new_tokens / min(b):.0f} token/s; same tokens: {same}"
-    return Bench(name, min(a), min(b), "transformers.generate", target=target, floor=new_tokens * read_floor(weights, device), error=0.0 if same else 1.0, notes=notes)
+    return Bench(
+        name,
+        min(a),
+        min(b),
+        "transformers.generate",
+        target=target,
+        floor=new_tokens * read_floor(weights, device),
+        error=0.0 if same else 1.0,
+        notes=notes,
+    )
+
 
 @benchmark("core.greedy")
 def bench_greedy(device: str = "cpu") -> list[Bench]:
     "Greedy decoding, batch 1, float32: the 2-layer d=64 shape and the GPT-2 124M shape."
     from transformers import GPT2Config
     special = dict(bos_token_id=0, eos_token_id=0)
-    return [compare("greedy, 2 layers, d 64, 200 tokens", GPT2Config(vocab_size=1024, n_embd=64, n_layer=2, n_head=4, n_positions=256, **special), 200, 3.0, device),
-            compare("greedy, GPT-2 124M, 24 tokens", GPT2Config(**special), 24, 1.4, device)]
+    return [
+        compare(
+            "greedy, 2 layers, d 64, 200 tokens",
+            GPT2Config(vocab_size=1024, n_embd=64, n_layer=2, n_head=4, n_positions=256, **special),
+            200,
+            3.0,
+            device,
+        ),
+        compare("greedy, GPT-2 124M, 24 tokens", GPT2Config(**special), 24, 1.4, device),
+    ]

@@ -15,26 +15,61 @@ from .transformer import Transformer, TransformerConfig
 def _rope(config) -> tuple[float, float]:
     "Rotary base and fraction of a transformers config; scaled variants are refused."
     r = getattr(config, "rope_parameters", None) or {}
-    if r.get("rope_type", "default") != "default": raise ValueError(f"rotary scaling {r['rope_type']!r} is not in our Transformer; wrap the model in HFLM instead")
+    if r.get("rope_type", "default") != "default":
+        raise ValueError(f"rotary scaling {r['rope_type']!r} is not in our Transformer; wrap the model in HFLM instead")
     base = r.get("rope_theta") or getattr(config, "rope_theta", None) or getattr(config, "rotary_emb_base", 10_000.0)
     return float(base), float(r.get("partial_rotary_factor") or getattr(config, "rotary_pct", None) or 1.0)
 
 def _gpt2_config(c) -> dict:
     acts = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-    return dict(d_model=c.n_embd, n_layers=c.n_layer, n_heads=c.n_head, context_length=c.n_positions, d_ffn=c.n_inner, norm_eps=c.layer_norm_epsilon,
-                ffn=acts.get(c.activation_function), tied=c.tie_word_embeddings)
+    return dict(
+        d_model=c.n_embd,
+        n_layers=c.n_layer,
+        n_heads=c.n_head,
+        context_length=c.n_positions,
+        d_ffn=c.n_inner,
+        norm_eps=c.layer_norm_epsilon,
+        ffn=acts.get(c.activation_function),
+        tied=c.tie_word_embeddings,
+    )
 
 def _neox_config(c) -> dict:
     base, fraction = _rope(c)
-    return dict(d_model=c.hidden_size, n_layers=c.num_hidden_layers, n_heads=c.num_attention_heads, context_length=c.max_position_embeddings, d_ffn=c.intermediate_size,
-                positions="rotary", rotary_base=base, rotary_fraction=fraction, norm_eps=c.layer_norm_eps, tied=c.tie_word_embeddings,
-                block="parallel" if c.use_parallel_residual else "sequential", ffn={"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu"}.get(c.hidden_act))
+    return dict(
+        d_model=c.hidden_size,
+        n_layers=c.num_hidden_layers,
+        n_heads=c.num_attention_heads,
+        context_length=c.max_position_embeddings,
+        d_ffn=c.intermediate_size,
+        positions="rotary",
+        rotary_base=base,
+        rotary_fraction=fraction,
+        norm_eps=c.layer_norm_eps,
+        tied=c.tie_word_embeddings,
+        block="parallel" if c.use_parallel_residual else "sequential",
+        ffn={"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu"}.get(c.hidden_act),
+    )
+
 
 def _llama_config(c) -> dict:
     base, fraction = _rope(c)
-    return dict(d_model=c.hidden_size, n_layers=c.num_hidden_layers, n_heads=c.num_attention_heads, context_length=c.max_position_embeddings, d_ffn=c.intermediate_size,
-                n_kv_heads=c.num_key_value_heads, d_head=c.head_dim, positions="rotary", rotary_base=base, rotary_fraction=fraction, norm="rmsnorm", norm_eps=c.rms_norm_eps,
-                ffn={"silu": "swiglu"}.get(c.hidden_act), bias=bool(c.attention_bias or c.mlp_bias), tied=c.tie_word_embeddings)
+    return dict(
+        d_model=c.hidden_size,
+        n_layers=c.num_hidden_layers,
+        n_heads=c.num_attention_heads,
+        context_length=c.max_position_embeddings,
+        d_ffn=c.intermediate_size,
+        n_kv_heads=c.num_key_value_heads,
+        d_head=c.head_dim,
+        positions="rotary",
+        rotary_base=base,
+        rotary_fraction=fraction,
+        norm="rmsnorm",
+        norm_eps=c.rms_norm_eps,
+        ffn={"silu": "swiglu"}.get(c.hidden_act),
+        bias=bool(c.attention_bias or c.mlp_bias),
+        tied=c.tie_word_embeddings,
+    )
 
 # %% ../../nbs/core/17_hf_formats.ipynb #c006
 def _mix(w: Tensor, heads: int) -> Tensor:
@@ -56,7 +91,13 @@ def _layer_names(kind: str, c: TransformerConfig) -> dict:
         return {k: ([v], *back) for k, v in pairs.items()} | {"norm1": (["ln_1"], *same), "norm2": (["ln_2"], *same)}
     if kind == "gpt_neox":
         mix = (lambda w: _unmix(w, c.n_heads)), (lambda w: [_mix(w, c.n_heads)])
-        pairs = {"mixer.out": "attention.dense", "ffn.up": "mlp.dense_h_to_4h", "ffn.down": "mlp.dense_4h_to_h", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+        pairs = {
+            "mixer.out": "attention.dense",
+            "ffn.up": "mlp.dense_h_to_4h",
+            "ffn.down": "mlp.dense_4h_to_h",
+            "norm1": "input_layernorm",
+            "norm2": "post_attention_layernorm",
+        }
         return {"mixer.qkv": (["attention.query_key_value"], *mix)} | {k: ([v], *same) for k, v in pairs.items()}
     sizes = [c.n_heads * c.d_head, c.n_kv_heads * c.d_head, c.n_kv_heads * c.d_head]
     pairs = {"mixer.out": "self_attn.o_proj", "ffn.down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
@@ -77,7 +118,8 @@ def _pairs(kind: str, c: TransformerConfig):
     for head in heads: yield "head.weight", [f"{head}.weight"], (lambda w: w), (lambda w: [w])
     for l in range(c.n_layers):
         for ours, (theirs, read, write) in _layer_names(kind, c).items():
-            for part in ("weight", "bias"): yield f"blocks.{l}.{ours}.{part}", [f"{prefix}{blocks}.{l}.{t}.{part}" for t in theirs], read, write
+            for part in ("weight", "bias"):
+                yield f"blocks.{l}.{ours}.{part}", [f"{prefix}{blocks}.{l}.{t}.{part}" for t in theirs], read, write
 
 # %% ../../nbs/core/17_hf_formats.ipynb #c009
 def from_hf(model,  # a transformers GPT-2, GPT-NeoX or Llama causal LM, an HFLM around one, or a folder or id of one
@@ -93,7 +135,9 @@ def from_hf(model,  # a transformers GPT-2, GPT-NeoX or Llama causal LM, an HFLM
     from arlm_nb.core.tokenizer import wrap_hf
     config = TransformerConfig(model.config.vocab_size, **fields)
     lm, theirs = Transformer(config, wrap_hf(tokenizer), name=getattr(model.config, "_name_or_path", "") or kind), model.state_dict()
-    state = {ours: read(*(theirs[n].float() for n in names)) for ours, names, read, _ in _pairs(kind, config) if all(n in theirs for n in names)}
+    state = {
+        ours: read(*(theirs[n].float() for n in names)) for ours, names, read, _ in _pairs(kind, config) if all(n in theirs for n in names)
+    }
     own = lm.state_dict()
     for name in set(own) - set(state): state[name] = torch.zeros_like(own[name])  # a bias that the format does not have
     lm.load_state_dict({k: v for k, v in state.items() if k in own})
@@ -104,11 +148,23 @@ def hf_kind(c: TransformerConfig) -> str:
     "The Hugging Face format that holds a configuration exactly."
     plain = c.norm_position == "pre" and c.causal and not c.cross_attention and c.logit_softcap is None and c.position_axes == 1
     mha = c.n_kv_heads == c.n_heads and c.d_head * c.n_heads == c.d_model
-    if plain and mha and c.positions == "learned" and c.norm == "layernorm" and c.ffn != "swiglu" and c.bias and c.block == "sequential": return "gpt2"
+    if plain and mha and c.positions == "learned" and c.norm == "layernorm" and c.ffn != "swiglu" and c.bias and c.block == "sequential":
+        return "gpt2"
     if plain and mha and c.positions == "rotary" and c.norm == "layernorm" and c.ffn != "swiglu" and c.bias: return "gpt_neox"
-    if plain and c.positions == "rotary" and c.norm == "rmsnorm" and c.ffn == "swiglu" and not c.bias and c.block == "sequential" and c.rotary_fraction == 1: return "llama"
-    raise ValueError("no Hugging Face format holds this configuration exactly: needed are GPT-2's (learned positions, LayerNorm, bias), GPT-NeoX's "
-                     f"(rotary, LayerNorm, bias) or Llama's (rotary, RMSNorm, swiglu, no bias), got {c}")
+    if (
+        plain
+        and c.positions == "rotary"
+        and c.norm == "rmsnorm"
+        and c.ffn == "swiglu"
+        and not c.bias
+        and c.block == "sequential"
+        and c.rotary_fraction == 1
+    ):
+        return "llama"
+    raise ValueError(
+        "no Hugging Face format holds this configuration exactly: needed are GPT-2's (learned positions, LayerNorm, bias), GPT-NeoX's "
+        f"(rotary, LayerNorm, bias) or Llama's (rotary, RMSNorm, swiglu, no bias), got {c}"
+    )
 
 def _hf_config(kind: str, c: TransformerConfig):
     import transformers
@@ -116,12 +172,38 @@ def _hf_config(kind: str, c: TransformerConfig):
     common = dict(vocab_size=c.vocab_size, hidden_size=c.d_model, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
                   max_position_embeddings=c.context_length, intermediate_size=c.d_ffn, tie_word_embeddings=c.tied)
     act = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "swiglu": "silu"}[c.ffn]
-    if kind == "gpt2": return transformers.GPT2Config(vocab_size=c.vocab_size, n_embd=c.d_model, n_layer=c.n_layers, n_head=c.n_heads, n_positions=c.context_length, n_inner=c.d_ffn,
-                                                      layer_norm_epsilon=c.norm_eps, activation_function=act, tie_word_embeddings=c.tied, **special)
+    if kind == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=c.vocab_size,
+            n_embd=c.d_model,
+            n_layer=c.n_layers,
+            n_head=c.n_heads,
+            n_positions=c.context_length,
+            n_inner=c.d_ffn,
+            layer_norm_epsilon=c.norm_eps,
+            activation_function=act,
+            tie_word_embeddings=c.tied,
+            **special,
+        )
     rope = {"rope_type": "default", "rope_theta": c.rotary_base}
-    if kind == "gpt_neox": return transformers.GPTNeoXConfig(**common, layer_norm_eps=c.norm_eps, hidden_act=act, use_parallel_residual=c.block == "parallel",
-                                                             rope_parameters=rope | {"partial_rotary_factor": c.rotary_fraction}, **special)
-    return transformers.LlamaConfig(**common, rms_norm_eps=c.norm_eps, hidden_act=act, num_key_value_heads=c.n_kv_heads, head_dim=c.d_head, rope_parameters=rope, **special)
+    if kind == "gpt_neox":
+        return transformers.GPTNeoXConfig(
+            **common,
+            layer_norm_eps=c.norm_eps,
+            hidden_act=act,
+            use_parallel_residual=c.block == "parallel",
+            rope_parameters=rope | {"partial_rotary_factor": c.rotary_fraction},
+            **special,
+        )
+    return transformers.LlamaConfig(
+        **common,
+        rms_norm_eps=c.norm_eps,
+        hidden_act=act,
+        num_key_value_heads=c.n_kv_heads,
+        head_dim=c.d_head,
+        rope_parameters=rope,
+        **special,
+    )
 
 # %% ../../nbs/core/17_hf_formats.ipynb #c011
 def to_hf(lm: Transformer):

@@ -96,10 +96,16 @@ def find_final(model: nn.Module, calls: list[Call], last: Call, final_norm=None,
     read = next((c for c in calls if c.module is head), None)
     if read is None: _missing("unembedding", "head=<module from hidden states to logits>")
     if final_norm is None:
-        after = [c for c in calls if _same(c.x, last.y) and _same(c.y, read.x) and c.module is not last.module and not isinstance(c.module, nn.Identity)]
+        after = [
+            c
+            for c in calls
+            if _same(c.x, last.y) and _same(c.y, read.x) and c.module is not last.module and not isinstance(c.module, nn.Identity)
+        ]
         after = [c for c in after if not any(c.name == o.name.rpartition(".")[0] for o in after)]  # the innermost
         if not after and _same(last.y, read.x):
-            raise ValueError("this model has no final norm: the unembedding reads the last block's output (a post-norm model?); pass final_norm=torch.nn.Identity() if that is meant")
+            raise ValueError(
+                "this model has no final norm: the unembedding reads the last block's output (a post-norm model?); pass final_norm=torch.nn.Identity() if that is meant"
+            )
         if not after: _missing("final norm", "final_norm=<module>")
         final_norm = after[0].module
     return final_norm, head
@@ -140,7 +146,17 @@ def _inner_names(inside, rel, a, m, parts: Parts, x, mid):
         if before: feed = [c for c in inside if rel(c).startswith(rel(before[-1]) + ".")]
     linear = [c for c in feed if _is_linear(c.module)]
     if linear: parts.names["down"] = rel(linear[-1])
-    act = [c for c in feed if not _is_linear(c.module) and c.y is not None and linear and c.y.shape[-1] == linear[0].y.shape[-1] and not list(c.module.children()) and "norm" not in rel(c).lower() and "dropout" not in rel(c).lower()]
+    act = [
+        c
+        for c in feed
+        if not _is_linear(c.module)
+        and c.y is not None
+        and linear
+        and c.y.shape[-1] == linear[0].y.shape[-1]
+        and not list(c.module.children())
+        and "norm" not in rel(c).lower()
+        and "dropout" not in rel(c).lower()
+    ]
     if act: parts.names["act"] = rel(act[0])
     norms = [c for c in inside if "norm" in type(c.module).__name__.lower() and _alike(c.y, x)]
     for name, source in (("norm1", x), ("norm2", x if parts.parallel else mid)):
@@ -265,8 +281,12 @@ def _check_folder(folder: Path, tokenizer):
     weights = sorted(folder.glob("*.safetensors"))
     if not weights and not list(folder.glob("*.bin")): raise ValueError(f"{folder.name} has no weights (*.safetensors)")
     for w in weights: read_tensors(w)
-    if tokenizer is None and not any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model", "tokenizer.model")):
-        raise ValueError(f"{folder.name} has no tokenizer (tokenizer.json, or vocab files with tokenizer_config.json); save one there or pass tokenizer=")
+    if tokenizer is None and not any(
+        (folder / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "spiece.model", "tokenizer.model")
+    ):
+        raise ValueError(
+            f"{folder.name} has no tokenizer (tokenizer.json, or vocab files with tokenizer_config.json); save one there or pass tokenizer="
+        )
 
 # %% ../../nbs/core/16_hflm.ipynb #c018
 def _discover(self: HFLM, final_norm, head, blocks, attn, mlp):
@@ -298,7 +318,9 @@ def _check_unembed(self: HFLM, hidden: Tensor, logits: Tensor, was):
         return cap * torch.tanh(out / cap) if cap is not None else out * scale if scale != 1.0 else out
     self.unembed = self._unembed or rule
     with torch.no_grad():
-        if not _same(self.unembed(hidden), logits, 1e-3): _missing("way from the final hidden state to the logits", "unembed=<function hidden -> logits>")
+        if not _same(self.unembed(hidden), logits, 1e-3):
+            _missing("way from the final hidden state to the logits", "unembed=<function hidden -> logits>")
+
 
 def _part(self: HFLM, name: str, layer: int) -> nn.Module | None:
     "A part of a block by its role (attn, mlp, o_proj, down, act, norm1, norm2)."
@@ -338,7 +360,8 @@ def _running(self: HFLM, x_len: int, batch: int, cache, positions, mask):
     if mask is None: mask = causal().dense(x_len, past + x_len, device=self.device)
     if positions is None: positions = torch.arange(past, past + x_len, device=self.device)[None]
     if positions.dim() != 2 or positions.shape[1] != x_len: raise ValueError(f"positions must be [B, {x_len}], got {list(positions.shape)}")
-    if int(positions.max()) >= self.context_length: raise ValueError(f"positions must be in 0..{self.context_length - 1}, got {int(positions.max())}")
+    if int(positions.max()) >= self.context_length:
+        raise ValueError(f"positions must be in 0..{self.context_length - 1}, got {int(positions.max())}")
     positions = positions.expand(batch, -1)
     keys = positions if cache is None else torch.cat([cache.positions.to(self.device).expand(batch, -1), positions], 1)
     state = self._mask_now, self._positions_now
@@ -385,7 +408,12 @@ def forward_layers(self: HFLM, hidden: Tensor, start: int, stop: int, *, positio
         stack.callback(p.final_norm.register_forward_pre_hook(lambda m, args: out.append(args[0])).remove)
         stack.callback(setattr, p.parent, p.attribute, p.blocks)
         setattr(p.parent, p.attribute, nn.ModuleList(p.blocks[start:stop]))
-        self.model(inputs_embeds=hidden, **self._position_argument(positions), past_key_values=None if cache is None else hf_cache(cache), use_cache=cache is not None)
+        self.model(
+            inputs_embeds=hidden,
+            **self._position_argument(positions),
+            past_key_values=None if cache is None else hf_cache(cache),
+            use_cache=cache is not None,
+        )
     return out[0]
 
 def _replace_input(hidden: Tensor):
@@ -403,7 +431,8 @@ def site_names(self: HFLM) -> list[str]:
     block = ["hook_resid_pre"]
     if "norm1" in have: block.append("ln1.hook_normalized")
     turned = "rot_" if p.rotary else ""
-    if self._uses_registry: block += [f"attn.hook_{turned}q", f"attn.hook_{turned}k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern"]
+    if self._uses_registry:
+        block += [f"attn.hook_{turned}q", f"attn.hook_{turned}k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern"]
     if "o_proj" in have: block.append("attn.hook_z")
     if "attn" in have: block += ["hook_attn_out"] + ([] if p.parallel else ["hook_resid_mid"]) + ["hook_mlp_out"]
     if "norm2" in have: block.append("ln2.hook_normalized")
@@ -478,9 +507,15 @@ def _install(self: HFLM, name: str, fn: Callable, stack: ExitStack):
     layer, tail = int(name.split(".")[1]), name.split(".", 2)[2]
     block, fn = self.parts.blocks[layer], self._unflattened(fn)
     heads = lambda z: _flat(fn(z.unflatten(-1, (self.n_heads, -1))))
-    simple = {"hook_resid_pre": (_on_input, block, fn), "hook_resid_post": (_on_output, block, fn), "attn.hook_z": (_on_input, self._part("o_proj", layer), heads),
-              "mlp.hook_pre": (_on_input, self._part("act", layer), fn), "mlp.hook_post": (_on_input, self._part("down", layer), fn),
-              "ln1.hook_normalized": (_on_output, self._part("norm1", layer), fn), "ln2.hook_normalized": (_on_output, self._part("norm2", layer), fn)}
+    simple = {
+        "hook_resid_pre": (_on_input, block, fn),
+        "hook_resid_post": (_on_output, block, fn),
+        "attn.hook_z": (_on_input, self._part("o_proj", layer), heads),
+        "mlp.hook_pre": (_on_input, self._part("act", layer), fn),
+        "mlp.hook_post": (_on_input, self._part("down", layer), fn),
+        "ln1.hook_normalized": (_on_output, self._part("norm1", layer), fn),
+        "ln2.hook_normalized": (_on_output, self._part("norm2", layer), fn),
+    }
     if tail in ("hook_attn_out", "hook_mlp_out") and not self.parts.inclusive:
         simple[tail] = (_on_output, self._part("attn" if "attn" in tail else "mlp", layer), fn)
     if tail in simple:

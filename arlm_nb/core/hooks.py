@@ -92,7 +92,9 @@ def _known(lm, names: list[str]) -> list[str]:
     have = set(lm.site_names())
     for n in names:
         if n not in have:
-            raise ValueError(f"{lm.name} has no site {n!r}; it has, for one block: {', '.join(s for s in lm.site_names() if 'blocks.0.' in s or 'blocks' not in s)}")
+            raise ValueError(
+                f"{lm.name} has no site {n!r}; it has, for one block: {', '.join(s for s in lm.site_names() if 'blocks.0.' in s or 'blocks' not in s)}"
+            )
     return names
 
 @contextmanager

@@ -87,7 +87,8 @@ def check_ids(ids: Tensor, vocab_size: int) -> Tensor:
     "Token ids as an int64 tensor [B, T] inside the vocabulary."
     ids = torch.as_tensor(ids)
     ids = ids[None] if ids.dim() == 1 else ids
-    if ids.dim() != 2 or ids.is_floating_point(): raise ValueError(f"ids must be an integer tensor [B, T], got {ids.dtype} {list(ids.shape)}")
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(f"ids must be an integer tensor [B, T], got {ids.dtype} {list(ids.shape)}")
     if ids.shape[1] > 1 and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):  # a single step is left to the embedding
         raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
     return ids.long()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .corpus import _unit
+from .docstrings import _unit
 from .grow import patch_into
 from .tokenizer import Tokenizer
 
@@ -23,6 +23,7 @@ TRANSLATIONS = {
 PAD, BOS, QUESTION, ANSWER, STOP = range(5)
 MARKS = ["<pad>", "<bos>", "Q:", "A:", "."]
 
+# %% ../../nbs/core/03_maps.ipynb #c005
 def _permutations(n_words: int, n_maps: int, seed: int) -> list[list[int]]:
     "The 2-cycle of opposites, the successor, then seeded permutations; no two agree on any word, and none keeps a word in place."
     found = [[i ^ 1 for i in range(n_words)], [i + 2 if i + 2 < n_words else 1 - i % 2 for i in range(n_words)]]
@@ -32,7 +33,7 @@ def _permutations(n_words: int, n_maps: int, seed: int) -> list[list[int]]:
         if not taken(p): found.append(p)
     return found[:n_maps]
 
-# %% ../../nbs/core/03_maps.ipynb #c008
+# %% ../../nbs/core/03_maps.ipynb #c009
 class AbstractMaps:
     "A family of fixed maps over a few words, and prompts of them."
     def __init__(self,
@@ -45,8 +46,7 @@ class AbstractMaps:
         if n_words not in (8, 10, 12): raise ValueError(f"n_words must be 8, 10 or 12, got {n_words}")
         self.n_words, self.seed, self.words, half = n_words, seed, WORDS[:n_words], n_maps // 2
         outputs = {"upper": [w.upper() for w in self.words], **{k: v[:n_words] for k, v in TRANSLATIONS.items()}}
-        self.own = list(outputs)[:half]
-        self.shared = ["antonym", "next", "mix1", "mix2"][:half]
+        self.own, self.shared = list(outputs)[:half], ["antonym", "next", "mix1", "mix2"][:half]
         symbols = [*MARKS, *self.words, *(s for name in self.own for s in outputs[name])]
         self.tokenizer = Tokenizer.from_symbols(symbols)
         shared = dict(zip(self.shared, _permutations(n_words, half, seed)))
@@ -54,12 +54,11 @@ class AbstractMaps:
         self.word_answers |= {name: [5 + j for j in p] for name, p in shared.items()}
         self._make_families(pairs)
 
-# %% ../../nbs/core/03_maps.ipynb #c009
+# %% ../../nbs/core/03_maps.ipynb #c010
 @patch_into(AbstractMaps)
 def _make_families(self, pairs: bool) -> None:
     "Items as token ids [items, words], answers [tasks, items], for each family."
-    n = self.n_words
-    word = torch.arange(n)
+    word = torch.arange(self.n_words)
     self.items = {"word": (5 + word)[:, None]}
     self.tables = {"word": torch.tensor(list(self.word_answers.values()))}
     self.families = {"word": list(self.word_answers)}
@@ -72,6 +71,7 @@ def _make_families(self, pairs: bool) -> None:
         self.families["pair"] = ["first_copy", "first_upper", "last_copy", "last_upper"]
     self.tasks = [t for names in self.families.values() for t in names]
 
+# %% ../../nbs/core/03_maps.ipynb #c011
 @patch_into(AbstractMaps)
 def _find(self, task: str) -> tuple[str, int]: # family and row of its table
     "Where a task's answers are."
@@ -80,17 +80,19 @@ def _find(self, task: str) -> tuple[str, int]: # family and row of its table
     from arlm_nb.core.paths import unknown
     raise unknown("map", task, self.tasks)
 
+# %% ../../nbs/core/03_maps.ipynb #c012
 @patch_into(AbstractMaps)
 def pairs(self, task: str) -> list[tuple[str, str]]: # (input, output)
     "All examples of a task as text."
     family, row = self._find(task)
     return [(self.tokenizer.decode(x), self.tokenizer.decode(y)) for x, y in zip(self.items[family], self.tables[family][row])]
 
-# %% ../../nbs/core/03_maps.ipynb #c012
+# %% ../../nbs/core/03_maps.ipynb #c015
 def _numbers(n: int, *key) -> Tensor: # int64 [n], all bits random
     "Fixed random integers from a key, the same on every machine and version."
     return torch.tensor([int(_unit(*key, i) * 2**56) * 127 for i in range(n)]) if n else torch.empty(0, dtype=torch.int64)
 
+# %% ../../nbs/core/03_maps.ipynb #c016
 @patch_into(AbstractMaps)
 def held_out(self,
              family: str,
@@ -107,7 +109,7 @@ def held_out(self,
     held[:, :2] = False
     return held
 
-# %% ../../nbs/core/03_maps.ipynb #c015
+# %% ../../nbs/core/03_maps.ipynb #c019
 def _shuffled(labels: Tensor, rng: torch.Generator, tries: int = 12) -> Tensor: # labels [n, k], each row permuted
     "Permute each row along a random cycle; of several draws the one that leaves the fewest labels in place."
     best, worst = labels.clone(), torch.full((len(labels),), labels.shape[1] + 1)
@@ -119,13 +121,14 @@ def _shuffled(labels: Tensor, rng: torch.Generator, tries: int = 12) -> Tensor: 
         best[better], worst[better] = new[better], kept[better]
     return best
 
+# %% ../../nbs/core/03_maps.ipynb #c020
 def _mixed(table: Tensor, task: Tensor, demos: Tensor, rng: torch.Generator) -> Tensor: # labels [n, k]
     "Each demonstration answered by a random other task."
     if len(table) < 2: raise ValueError("corrupt='mixed' needs at least two tasks in the family")
     other = (task[:, None] + torch.randint(1, len(table), demos.shape, generator=rng)) % len(table)
     return table[other, demos]
 
-# %% ../../nbs/core/03_maps.ipynb #c018
+# %% ../../nbs/core/03_maps.ipynb #c023
 @patch_into(AbstractMaps)
 def _draw(self, family: str, task: Tensor, k: int, split: str, rng: torch.Generator) -> Tensor: # items [n, k + 1]
     "Distinct items for each row, from the split asked for; rows of the wrong split are drawn again."
@@ -139,7 +142,7 @@ def _draw(self, family: str, task: Tensor, k: int, split: str, rng: torch.Genera
         open_rows = open_rows[wrong]
     return draws
 
-# %% ../../nbs/core/03_maps.ipynb #c019
+# %% ../../nbs/core/03_maps.ipynb #c024
 @patch_into(AbstractMaps)
 def _rows(self, family: str, task: Tensor, k: int, split: str, corrupt: str | None, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     "Token ids of whole rows [n, L] and the right answer of the query [n]."
@@ -153,7 +156,7 @@ def _rows(self, family: str, task: Tensor, k: int, split: str, corrupt: str | No
     body = torch.cat([mark(QUESTION), items[draws], mark(ANSWER), labels[..., None], mark(STOP)], -1).flatten(1)
     return torch.cat([torch.full((len(task), 1), BOS), body], 1), truth
 
-# %% ../../nbs/core/03_maps.ipynb #c020
+# %% ../../nbs/core/03_maps.ipynb #c025
 @patch_into(AbstractMaps)
 def batch(self,
           n: int,                      # rows
@@ -179,7 +182,7 @@ def batch(self,
     names = [self.tasks.index(self.families[f][r]) for f, r in chosen]
     return out | {"weights": weights, "task": torch.tensor(names)[which]}
 
-# %% ../../nbs/core/03_maps.ipynb #c021
+# %% ../../nbs/core/03_maps.ipynb #c026
 @patch_into(AbstractMaps)
 def _check(self, n: int, n_shots: int, corrupt: str | None, tasks: Sequence[str] | None, split: str) -> list[tuple[str, int]]:
     "Refuse what cannot be drawn; the tasks as (family, row)."
@@ -194,6 +197,7 @@ def _check(self, n: int, n_shots: int, corrupt: str | None, tasks: Sequence[str]
     if split == "test" and n_shots < 2: raise ValueError(f"nothing is held out below 2 demonstrations: split='test' with n_shots {n_shots}")
     return chosen
 
+# %% ../../nbs/core/03_maps.ipynb #c027
 @patch_into(AbstractMaps)
 def prompts(self,
             n: int,
@@ -211,7 +215,7 @@ def prompts(self,
     b = self.batch(n, rng, n_shots, corrupt, tasks=tasks, split=split)
     return {"ids": b["ids"][:, :b["query_position"][0] + 1], "answer": b["answer"], "task": b["task"]}
 
-# %% ../../nbs/core/03_maps.ipynb #c022
+# %% ../../nbs/core/03_maps.ipynb #c028
 @patch_into(AbstractMaps)
 def roles(self, n_shots: int, family: str = "word") -> list[str]: # one for each position of a prompt
     "What each token of a prompt is: structural, demonstration, predictive, label, end or query."
@@ -219,12 +223,13 @@ def roles(self, n_shots: int, family: str = "word") -> list[str]: # one for each
     shown = ["structural", *["demonstration"] * x, "predictive", "label", "end"]
     return ["structural", *shown * n_shots, "structural", *["query"] * x, "predictive"]
 
+# %% ../../nbs/core/03_maps.ipynb #c029
 @patch_into(AbstractMaps)
 def data(self, batch_size: int, n_shots: int = 5, **kwargs) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
     "Training data as `fit` takes it: a pure function of step and generator."
     return lambda step, rng: self.batch(batch_size, rng, n_shots, **kwargs)
 
-# %% ../../nbs/core/03_maps.ipynb #c023
+# %% ../../nbs/core/03_maps.ipynb #c030
 @patch_into(AbstractMaps)
 @torch.no_grad()
 def accuracy(self, lm, prompts: dict[str, Tensor]) -> dict[str, float]: # by task name, and "all"
@@ -233,11 +238,13 @@ def accuracy(self, lm, prompts: dict[str, Tensor]) -> dict[str, float]: # by tas
     by_task = {self.tasks[t]: right[prompts["task"] == t].mean().item() for t in prompts["task"].unique().tolist()}
     return {"all": right.mean().item(), **by_task}
 
+# %% ../../nbs/core/03_maps.ipynb #c031
 @patch_into(AbstractMaps)
 def text(self, ids: Tensor) -> str: # without padding
     "A row as readable text."
     return self.tokenizer.decode([i for i in ids.tolist() if i != PAD])
 
+# %% ../../nbs/core/03_maps.ipynb #c032
 def icl_maps(seed: int = 0, n_maps: int = 8, n_words: int = 12, pairs: bool = True) -> AbstractMaps:
     "The task suite of the `icl-tasks` checkpoint."
     return AbstractMaps(n_maps, n_words, pairs, seed)

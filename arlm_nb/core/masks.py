@@ -21,8 +21,13 @@ class Mask:
         self.fn, self.name = fn, name
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor: return self.fn(b, h, q, k)
-    def __and__(self, other: "Mask") -> "Mask": return Mask(lambda b, h, q, k: self(b, h, q, k) & other(b, h, q, k), f"({self.name} & {other.name})")
-    def __or__(self, other: "Mask") -> "Mask": return Mask(lambda b, h, q, k: self(b, h, q, k) | other(b, h, q, k), f"({self.name} | {other.name})")
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return Mask(lambda b, h, q, k: self(b, h, q, k) & other(b, h, q, k), f"({self.name} & {other.name})")
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Mask(lambda b, h, q, k: self(b, h, q, k) | other(b, h, q, k), f"({self.name} | {other.name})")
+
     def __invert__(self) -> "Mask": return Mask(lambda b, h, q, k: ~self(b, h, q, k), f"~{self.name}")
     def __repr__(self) -> str: return f"Mask({self.name})"
 

@@ -21,14 +21,16 @@ def _distribution(p, name: str) -> Tensor: # float64
     if worst > 1e-6: raise ValueError(f"{name}: rows must sum to 1, one is off by {worst:.2g}")
     return p / p.sum(-1, keepdim=True)
 
+# %% ../../nbs/core/03_sources.ipynb #c004
 def _pick(p: Tensor, rng: torch.Generator) -> Tensor: # int64, one index for each row
     "A draw from each row of probabilities, by inversion."
     u = torch.rand((*p.shape[:-1], 1), generator=rng, dtype=torch.float64)
     return (p.cumsum(-1) <= u).sum(-1).clamp(max=p.shape[-1] - 1)
 
+# %% ../../nbs/core/03_sources.ipynb #c005
 def _entropy(p: Tensor) -> Tensor: return torch.special.entr(p).sum(-1) # nats
 
-# %% ../../nbs/core/03_sources.ipynb #c005
+# %% ../../nbs/core/03_sources.ipynb #c007
 class MarkovSource:
     "A Markov chain of any order over symbols 0..V-1."
     def __init__(self, P): # probabilities [V] * order + [V]; the last axis is the next symbol
@@ -47,7 +49,7 @@ class MarkovSource:
 
     def _shift(self, context: Tensor, symbol: Tensor) -> Tensor: return (context * self.n_symbols + symbol) % len(self._flat)
 
-# %% ../../nbs/core/03_sources.ipynb #c006
+# %% ../../nbs/core/03_sources.ipynb #c008
 @patch_into(MarkovSource)
 def stationary(self) -> Tensor: # probability of each context [V] * order
     "The stationary law, by one linear solve; the chain must have one closed class."
@@ -61,12 +63,13 @@ def stationary(self) -> Tensor: # probability of each context [V] * order
     b[-1] = 1
     return torch.linalg.lstsq(A, b).solution.clamp(min=0).reshape(self.P.shape[:-1])
 
+# %% ../../nbs/core/03_sources.ipynb #c009
 @patch_into(MarkovSource)
 def entropy_rate(self) -> float: # nats for each symbol
     "The loss of a perfect model of this source."
     return (self.stationary().flatten() * _entropy(self._flat)).sum().item()
 
-# %% ../../nbs/core/03_sources.ipynb #c007
+# %% ../../nbs/core/03_sources.ipynb #c010
 @patch_into(MarkovSource)
 def sample(self, n: int, length: int, rng: torch.Generator) -> Tensor: # int64 [n, length]
     "Sequences that start in the stationary law."
@@ -79,13 +82,14 @@ def sample(self, n: int, length: int, rng: torch.Generator) -> Tensor: # int64 [
         context = self._shift(context, ids[-1])
     return torch.stack(ids[:length], 1)
 
+# %% ../../nbs/core/03_sources.ipynb #c011
 @patch_into(MarkovSource)
 def log_prob(self, ids: Tensor) -> Tensor: # nats [n], of the symbols after the first `order`
     "Log-probability of sequences given their first `order` symbols."
     contexts = [ids[:, i:ids.shape[1] - self.order + i] for i in range(self.order + 1)]
     return self.P[tuple(contexts)].log().sum(1)
 
-# %% ../../nbs/core/03_sources.ipynb #c011
+# %% ../../nbs/core/03_sources.ipynb #c015
 class HMMSource:
     "A hidden Markov model with known tables."
     def __init__(self,
@@ -109,7 +113,7 @@ class HMMSource:
         "Exact log-probability of sequences."
         return self.predict(ids)[:, :-1].gather(2, ids[..., None]).log().sum((1, 2))
 
-# %% ../../nbs/core/03_sources.ipynb #c012
+# %% ../../nbs/core/03_sources.ipynb #c016
 @patch_into(HMMSource)
 def predict(self, ids: Tensor) -> Tensor: # p(x_t | x_<t) for every symbol, float64 [n, T + 1, V]
     "Exact prediction before each symbol, and after the last one."
@@ -120,7 +124,7 @@ def predict(self, ids: Tensor) -> Tensor: # p(x_t | x_<t) for every symbol, floa
         belief = posterior / posterior.sum(1, keepdim=True) @ self.transition
     return torch.stack([*out, belief @ self.emission], 1)
 
-# %% ../../nbs/core/03_sources.ipynb #c015
+# %% ../../nbs/core/03_sources.ipynb #c019
 class BayesNetSource:
     "Categorical variables with direct causes, small enough to enumerate."
     def __init__(self,
@@ -146,7 +150,7 @@ class BayesNetSource:
         "Log-probability of joint values [n, variables]."
         return sum(t[(*(values[:, p] for p in ps), values[:, i])].log() for i, (ps, t) in enumerate(zip(self.parents, self.tables)))
 
-# %% ../../nbs/core/03_sources.ipynb #c016
+# %% ../../nbs/core/03_sources.ipynb #c020
 @patch_into(BayesNetSource, "random", classmethod)
 def random_net(cls,
                n_variables: int = 6, *, arity: int = 2, max_parents: int = 2,
@@ -158,12 +162,14 @@ def random_net(cls,
     parents = [sorted(r.choice(i, size=min(i, int(r.integers(max_parents + 1))), replace=False).tolist()) for i in range(n_variables)]
     return cls(parents, [r.dirichlet([concentration] * arity, size=[arity] * len(ps)) for ps in parents])
 
+# %% ../../nbs/core/03_sources.ipynb #c021
 @patch_into(BayesNetSource)
 def joint(self) -> tuple[Tensor, Tensor]: # all values [N, variables], their probabilities [N]
     "The whole law."
     values = torch.cartesian_prod(*[torch.arange(a) for a in self.arity]).reshape(-1, len(self.arity))
     return values, self.log_prob(values).exp()
 
+# %% ../../nbs/core/03_sources.ipynb #c022
 @patch_into(BayesNetSource)
 def conditional(self, variable: int, evidence: dict[int, int]) -> Tensor: # [arity]
     "Exact law of one variable given values of others."

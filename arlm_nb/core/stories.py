@@ -48,18 +48,22 @@ TEMPLATES = {
 # %% ../../nbs/core/03_stories.ipynb #c007
 def _article(text: str) -> str: return re.sub(r"\b([Aa]) (?=[aeio]|u(?!ni|s)|hour|honest)", r"\1n ", text)
 
+# %% ../../nbs/core/03_stories.ipynb #c008
 def _fill(template: str, f: dict[str, str]) -> str: return _article(template.format_map(f))
 
+# %% ../../nbs/core/03_stories.ipynb #c009
 def _pattern(template: str) -> re.Pattern:
     "A template as a regular expression with a word for each field."
     plain = re.sub(r"\b([Aa]) ", r"\1n? ", template).replace(".", r"\.")
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>\\w+)", plain))
 
+# %% ../../nbs/core/03_stories.ipynb #c010
 @cache
 def _readers() -> tuple[list[tuple[str, re.Pattern]], dict[str, frozenset[str]]]: # (kind, pattern); words of each field
     readers = [(kind, _pattern(t)) for kind, templates in TEMPLATES.items() for t in templates]
     return readers, {f: frozenset(story_words()[kind]) for f, kind in FIELDS.items()}
 
+# %% ../../nbs/core/03_stories.ipynb #c011
 def read_sentence(sentence: str) -> tuple[str, dict[str, str]] | None: # kind, fields; None when it is not of the grammar
     "Parse one sentence of a story."
     readers, words = _readers()
@@ -68,7 +72,7 @@ def read_sentence(sentence: str) -> tuple[str, dict[str, str]] | None: # kind, f
         if m and all(w in words[f] for f, w in m.groupdict().items()): return kind, m.groupdict()
     return None
 
-# %% ../../nbs/core/03_stories.ipynb #c010
+# %% ../../nbs/core/03_stories.ipynb #c014
 @dataclass
 class StoryState:
     "What a story has said so far."
@@ -83,7 +87,7 @@ class StoryState:
 _FIXED = {"profession": ("who", "profession"), "likes": ("who", "food"), "colour": ("thing", "colour"), "thing_in": ("thing", "colour")}
 _HOLDS = ("drop", "give", "has")
 
-# %% ../../nbs/core/03_stories.ipynb #c011
+# %% ../../nbs/core/03_stories.ipynb #c015
 def conflict(s: StoryState, kind: str, f: dict[str, str]) -> str | None: # what contradicts the state; None when nothing does
     "Whether a sentence can follow."
     who, other, thing, place = (f.get(k) for k in ("who", "other", "thing", "place"))
@@ -106,7 +110,7 @@ def conflict(s: StoryState, kind: str, f: dict[str, str]) -> str | None: # what 
     if kind in ("take", "handle") and here and lies not in (None, here): return f"the {thing} was in the {lies}, {who} in the {here}"
     return None
 
-# %% ../../nbs/core/03_stories.ipynb #c012
+# %% ../../nbs/core/03_stories.ipynb #c016
 def follow(s: StoryState, kind: str, f: dict[str, str]) -> None:
     "Take in what a sentence says."
     who, other, thing, place = (f.get(k) for k in ("who", "other", "thing", "place"))
@@ -123,7 +127,7 @@ def follow(s: StoryState, kind: str, f: dict[str, str]) -> None:
         s.holder.pop(thing, None)
         if who in s.person_in: s.thing_in[thing] = s.person_in[who]
 
-# %% ../../nbs/core/03_stories.ipynb #c013
+# %% ../../nbs/core/03_stories.ipynb #c017
 def story_consistent(text: str) -> list[str]: # violations, empty when the story holds together
     "Read a story and list each sentence that contradicts what was said before, or that is not of the grammar."
     s, found = StoryState(), []
@@ -135,15 +139,17 @@ def story_consistent(text: str) -> list[str]: # violations, empty when the story
         follow(s, *parsed)
     return found
 
-# %% ../../nbs/core/03_stories.ipynb #c016
+# %% ../../nbs/core/03_stories.ipynb #c020
 _OFTEN = {"move": 6, "take": 6, "give": 4, "drop": 2, "has": 2, "meet": 2, "talk": 2, "handle": 2, "scene": 2, "colour": 1}
 _EVENTS = [kind for kind, times in _OFTEN.items() for _ in range(times)]
 
+# %% ../../nbs/core/03_stories.ipynb #c021
 def _told(s: StoryState, kind: str, f: dict[str, str], r: random.Random) -> str:
     "Write the sentence and remember it."
     follow(s, kind, f)
     return _fill(r.choice(TEMPLATES[kind]), f)
 
+# %% ../../nbs/core/03_stories.ipynb #c022
 def _opening(s: StoryState, people: list[str], things: list[str], places: list[str], draw, r: random.Random) -> list[str]:
     "Who there is, what there is, and where."
     lines = [_told(s, "scene", draw(who=people[0]), r)]
@@ -151,7 +157,7 @@ def _opening(s: StoryState, people: list[str], things: list[str], places: list[s
     lines += [_told(s, "thing_in", draw(thing=t, place=r.choice(places)), r) for t in things]
     return lines + [_told(s, "likes", draw(who=r.choice(people)), r)]
 
-# %% ../../nbs/core/03_stories.ipynb #c017
+# %% ../../nbs/core/03_stories.ipynb #c023
 def _story(r: random.Random, events: int) -> str:
     words, s = story_words(), StoryState()
     people, things, places = (r.sample(words[k], r.randint(2, 3)) for k in ("people", "things", "places"))
@@ -166,6 +172,7 @@ def _story(r: random.Random, events: int) -> str:
     held = [_told(s, "has", {"who": p, "thing": t}, r) for t, p in s.holder.items()]
     return " ".join([*lines, *held, _told(s, "person_in", {"who": people[0], "place": s.person_in[people[0]]}, r)])
 
+# %% ../../nbs/core/03_stories.ipynb #c024
 def tell(n: int, rng: torch.Generator, *,
          events: int = 8,   # sentences between the opening and the end
          ) -> list[str]:
@@ -174,6 +181,7 @@ def tell(n: int, rng: torch.Generator, *,
     r = _python_rng(rng)
     return [_story(r, events) for _ in range(n)]
 
+# %% ../../nbs/core/03_stories.ipynb #c025
 def stories(seed: int = 0, train: int = 5000, valid: int = 250, test: int = 500, *, events: int = 8) -> Corpus:
     "A corpus of consistent stories; the checker is `story_consistent`."
     corpus = generate(tell, seed=seed, train=train, valid=valid, test=test, events=events)

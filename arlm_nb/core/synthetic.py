@@ -18,15 +18,17 @@ __all__ = ['Sampler', 'BRACKETS', 'generate', 'recall', 'recall_ok', 'column_add
 # %% ../../nbs/core/03_synthetic.ipynb #c003
 Sampler = Callable[..., list[str]]  # (n, rng, **parameters) -> n texts
 
+# %% ../../nbs/core/03_synthetic.ipynb #c004
 def _python_rng(rng: torch.Generator) -> random.Random:
     "A fast Python generator seeded from a torch one, which moves on by one draw."
     return random.Random(int(torch.randint(2**62, (1,), generator=rng)))
 
+# %% ../../nbs/core/03_synthetic.ipynb #c005
 def _positive(**values: int) -> None:
     for name, v in values.items():
         if v < 1: raise ValueError(f"{name} must be >= 1, got {v}")
 
-# %% ../../nbs/core/03_synthetic.ipynb #c004
+# %% ../../nbs/core/03_synthetic.ipynb #c006
 def generate(sampler: Sampler,   # (n, rng, **parameters) -> n texts
              *,
              seed: int = 0,
@@ -48,7 +50,7 @@ def generate(sampler: Sampler,   # (n, rng, **parameters) -> n texts
     shown = {k: v.default for k, v in inspect.signature(sampler).parameters.items() if v.default is not inspect.Parameter.empty}
     return Corpus(sampler.__name__, parts["train"], parts["valid"], parts["test"], {"seed": seed, **shown, **parameters})
 
-# %% ../../nbs/core/03_synthetic.ipynb #c006
+# %% ../../nbs/core/03_synthetic.ipynb #c008
 def recall(n: int, rng: torch.Generator, *,
            pairs: int = 4,        # pairs in a list
            keys: int = 16,        # key symbols k0..
@@ -69,6 +71,7 @@ def recall(n: int, rng: torch.Generator, *,
         texts.append(f"{' '.join(parts)} ? {asked} {truth[asked]}")
     return texts
 
+# %% ../../nbs/core/03_synthetic.ipynb #c009
 def recall_ok(text: str) -> bool: # of a text without noise
     "Whether the answer is the value that the key was given."
     shown, _, question = text.partition(" ? ")
@@ -76,7 +79,7 @@ def recall_ok(text: str) -> bool: # of a text without noise
     given = {a: b for a, b in zip(words, words[1:]) if a[0] == "k"}
     return len(asked) == 2 and given.get(asked[0]) == asked[1]
 
-# %% ../../nbs/core/03_synthetic.ipynb #c009
+# %% ../../nbs/core/03_synthetic.ipynb #c012
 def column_addition(n: int, rng: torch.Generator, *,
                     digits: int = 3,      # at most so many digits in each number
                     steps: bool = True,   # write the columns
@@ -94,15 +97,17 @@ def column_addition(n: int, rng: torch.Generator, *,
         texts.append(f"{a}+{b}: {' '.join(columns) + ' ' if steps else ''}={a + b}")
     return texts
 
-# %% ../../nbs/core/03_synthetic.ipynb #c010
+# %% ../../nbs/core/03_synthetic.ipynb #c013
 def _calculate(a: int, op: str, b: int) -> int: return a + b if op == "+" else a - b if op == "-" else a * b
 
 _INNER = re.compile(r"\((-?\d+)([+\-*])(-?\d+)\)")
 
+# %% ../../nbs/core/03_synthetic.ipynb #c014
 def reduce_once(expression: str) -> str: # the same expression with one bracket fewer
     "Replace the leftmost innermost bracket by its value."
     return _INNER.sub(lambda m: str(_calculate(int(m[1]), m[2], int(m[3]))), expression, count=1)
 
+# %% ../../nbs/core/03_synthetic.ipynb #c015
 def nested_arithmetic(n: int, rng: torch.Generator, *,
                       operations: int = 3,  # brackets in an expression
                       largest: int = 9,     # largest number in it
@@ -120,7 +125,7 @@ def nested_arithmetic(n: int, rng: torch.Generator, *,
         texts.append(" = ".join(steps))
     return texts
 
-# %% ../../nbs/core/03_synthetic.ipynb #c011
+# %% ../../nbs/core/03_synthetic.ipynb #c016
 def arithmetic_ok(text: str) -> bool: # of either form; every step must be right
     "Whether each step follows from the one before."
     if ":" not in text:
@@ -135,9 +140,10 @@ def arithmetic_ok(text: str) -> bool: # of either form; every step must be right
         carry = (x + y + carry) // 10
     return answer == a + b
 
-# %% ../../nbs/core/03_synthetic.ipynb #c014
+# %% ../../nbs/core/03_synthetic.ipynb #c019
 BRACKETS = "()[]{}<>"
 
+# %% ../../nbs/core/03_synthetic.ipynb #c020
 def _completions(pairs: int, depth: int) -> list[list[int]]: # [symbols left][open]
     "Ways to close everything, by dynamic programming; kinds of bracket not counted."
     ways = [[1] + [0] * depth]
@@ -146,6 +152,7 @@ def _completions(pairs: int, depth: int) -> list[list[int]]: # [symbols left][op
         ways.append([(w[o - 1] if o else 0) + (w[o + 1] if o < depth else 0) for o in range(depth + 1)])
     return ways
 
+# %% ../../nbs/core/03_synthetic.ipynb #c021
 def brackets(n: int, rng: torch.Generator, *,
              pairs: int = 8,   # pairs of brackets in a text
              kinds: int = 2,   # 1 to 4 kinds
@@ -166,7 +173,7 @@ def brackets(n: int, rng: torch.Generator, *,
         texts.append(" ".join(out))
     return texts
 
-# %% ../../nbs/core/03_synthetic.ipynb #c015
+# %% ../../nbs/core/03_synthetic.ipynb #c022
 def bracket_depths(text: str) -> list[int] | None: # open brackets after each symbol; None when unbalanced
     "Nesting along a text of brackets."
     stack, depths = [], []
@@ -178,7 +185,7 @@ def bracket_depths(text: str) -> list[int] | None: # open brackets after each sy
         depths.append(len(stack))
     return None if stack else depths
 
-# %% ../../nbs/core/03_synthetic.ipynb #c018
+# %% ../../nbs/core/03_synthetic.ipynb #c025
 def shortest_path(edges: list[tuple[str, str]], start: str, goal: str) -> list[str] | None: # None when there is none
     "The shortest path; of several the first in alphabetical order."
     paths, seen = [[start]], {start}
@@ -190,6 +197,7 @@ def shortest_path(edges: list[tuple[str, str]], start: str, goal: str) -> list[s
         seen |= {p[-1] for p in paths}
     return None
 
+# %% ../../nbs/core/03_synthetic.ipynb #c026
 def planning(n: int, rng: torch.Generator, *,
              nodes: int = 8,     # up to 26, named a, b, c, …
              edges: int = 12,    # directed edges
@@ -209,7 +217,7 @@ def planning(n: int, rng: torch.Generator, *,
         if len(texts) == n: return texts
     raise ValueError(f"graphs of {nodes} nodes and {edges} edges hardly have shortest paths of {shortest} steps")
 
-# %% ../../nbs/core/03_synthetic.ipynb #c019
+# %% ../../nbs/core/03_synthetic.ipynb #c027
 def plan_ok(text: str) -> bool: # any shortest path counts
     "Whether the answer goes from start to goal along edges, in as few steps as possible."
     parts = text.split(" | ")

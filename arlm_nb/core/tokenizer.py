@@ -11,7 +11,16 @@ from tokenizers import AddedToken, Tokenizer as Backend
 
 from .grow import patch_into
 from .tokenizer_hf import HFTokenizer
-from .tokenizer_kinds import KINDS, _bpe_backend, _byte_backend, _kind, _symbol_backend, _wordpiece_backend, as_ids, byte_alphabet
+from arlm_nb.core.tokenizer_kinds import (
+    KINDS,
+    _bpe_backend,
+    _byte_backend,
+    _kind,
+    _symbol_backend,
+    _wordpiece_backend,
+    as_ids,
+    byte_alphabet,
+)
 
 # %% auto #0
 __all__ = ['Tokenizer', 'wrap_hf', 'as_hf']
@@ -62,6 +71,7 @@ def _finish(cls, backend: Backend, specials: Sequence[str]) -> Tokenizer:
     backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
     return cls(backend)
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c007
 @patch_into(Tokenizer, kind=classmethod)
 def from_symbols(cls,
                  symbols: Sequence[str],        # distinct symbols without spaces; symbol i gets id i
@@ -73,12 +83,13 @@ def from_symbols(cls,
     if bad: raise ValueError(f"a symbol holds no spaces and is not empty, got {bad[0]!r}")
     return cls._finish(_symbol_backend(symbols, specials, chars=False), specials)
 
-# %% ../../nbs/core/01_tokenizer.ipynb #c007
+# %% ../../nbs/core/01_tokenizer.ipynb #c008
 @patch_into(Tokenizer)
 def encode(self, text: str) -> list[int]: # token ids
     "Token ids of a text; no special token is added."
     return self.encode_batch([text])[0]
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c009
 @patch_into(Tokenizer)
 def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: # one list of ids for each text
     "Token ids of several texts at once."
@@ -88,6 +99,7 @@ def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: # one list of i
     except UnicodeEncodeError as e: raise ValueError(f"a text holds a lone surrogate (character {e.start}), which no UTF-8 text has") from e
     except Exception as e: raise ValueError(self._missing(texts)) from e
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c010
 @patch_into(Tokenizer)
 def _missing(self, texts: Sequence[str]) -> str:
     "Names the first symbol that the vocabulary lacks."
@@ -95,7 +107,7 @@ def _missing(self, texts: Sequence[str]) -> str:
     first = next((s for s in symbols if s not in self._vocab), "?")
     return f"symbol {first!r} is not in the vocabulary of {self.vocab_size} symbols"
 
-# %% ../../nbs/core/01_tokenizer.ipynb #c008
+# %% ../../nbs/core/01_tokenizer.ipynb #c011
 @patch_into(Tokenizer)
 def decode(self, ids: Sequence[int]) -> str: # text; special tokens are written by name
     "The text of token ids."
@@ -104,6 +116,7 @@ def decode(self, ids: Sequence[int]) -> str: # text; special tokens are written 
     if bad: raise ValueError(f"token id {bad[0]} is outside 0..{self.vocab_size - 1}")
     return self.backend.decode(ids, skip_special_tokens=False)
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c012
 @patch_into(Tokenizer)
 def token(self, id: int) -> str: # readable form
     "One token as text: `' the'`, `'<eos>'`; half a character shows as its bytes."
@@ -112,17 +125,19 @@ def token(self, id: int) -> str: # readable form
     if self._byte_of is None or int(id) in self._specials: return name
     return bytes(self._byte_of[c] for c in name).decode("utf-8", errors="backslashreplace")
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c013
 @patch_into(Tokenizer)
 def token_id(self, name: str) -> int | None: # None when there is no such token
     "The id of a token by its name in the vocabulary (`'<mask>'`)."
     return self._vocab.get(name)
 
-# %% ../../nbs/core/01_tokenizer.ipynb #c009
+# %% ../../nbs/core/01_tokenizer.ipynb #c014
 @patch_into(Tokenizer)
 def offsets(self, text: str) -> list[tuple[int, int]]: # (first, last + 1) character of each token
     "Where each token of a text lies, in characters."
     return self.backend.encode(text, add_special_tokens=False).offsets
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c015
 @patch_into(Tokenizer)
 def bytes_of(self, ids: Sequence[int]) -> int: # UTF-8 bytes of the text; special tokens count 0
     "Number of bytes of text that the ids stand for (the denominator of bits per byte)."
@@ -130,13 +145,14 @@ def bytes_of(self, ids: Sequence[int]) -> int: # UTF-8 bytes of the text; specia
     if self._byte_of is not None: return sum(len(self._names[i]) for i in ids)
     return len(self.decode(ids).encode())
 
-# %% ../../nbs/core/01_tokenizer.ipynb #c010
+# %% ../../nbs/core/01_tokenizer.ipynb #c016
 @patch_into(Tokenizer, kind=property)
 def hash(self) -> str: # sha256, hexadecimal
     "Identity of the tokenizer: vocabulary, merges and rules."
     if not hasattr(self, "_hash"): self._hash = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
     return self._hash
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c017
 @patch_into(Tokenizer)
 def save(self, path: str | Path) -> Path: # the file written
     "Write the tokenizer as JSON (a folder gets `tokenizer.json`); Hugging Face reads the same file."
@@ -144,6 +160,7 @@ def save(self, path: str | Path) -> Path: # the file written
     path.write_text(self.backend.to_str(), encoding="utf-8")
     return path
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c018
 @patch_into(Tokenizer, kind=classmethod)
 def load(cls, path: str | Path) -> Tokenizer:
     "Read a tokenizer from a JSON file or a folder that holds `tokenizer.json`."
@@ -152,7 +169,7 @@ def load(cls, path: str | Path) -> Tokenizer:
     try: return cls(Backend.from_str(path.read_text(encoding="utf-8")))
     except Exception as e: raise ValueError(f"{path} is not a tokenizer JSON: {e}") from e
 
-# %% ../../nbs/core/01_tokenizer.ipynb #c019
+# %% ../../nbs/core/01_tokenizer.ipynb #c027
 def wrap_hf(tokenizer: Any) -> Tokenizer | HFTokenizer | None: # the same interface, whatever came in
     "Give a Hugging Face tokenizer (or a bare `tokenizers.Tokenizer`) our interface; ours and None pass through."
     if tokenizer is None or isinstance(tokenizer, (Tokenizer, HFTokenizer)): return tokenizer
@@ -161,6 +178,7 @@ def wrap_hf(tokenizer: Any) -> Tokenizer | HFTokenizer | None: # the same interf
         raise ValueError(f"not a tokenizer: {type(tokenizer).__name__} has no convert_ids_to_tokens")
     return HFTokenizer(tokenizer)
 
+# %% ../../nbs/core/01_tokenizer.ipynb #c028
 def as_hf(tokenizer: Tokenizer) -> Any: # transformers.PreTrainedTokenizerFast
     "Our tokenizer as a Hugging Face one, to be saved beside a model."
     from transformers import PreTrainedTokenizerFast

@@ -39,6 +39,7 @@ def decode(self, ids: Sequence[int]) -> str:
     "The text of token ids; special tokens are written by name."
     return self.hf.decode(as_ids(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+# %% ../../nbs/core/01_tokenizer_hf.ipynb #c005
 @patch_into(HFTokenizer)
 def token(self, id: int) -> str:
     "One token as text, with its leading space."
@@ -49,13 +50,14 @@ def token(self, id: int) -> str:
         return bytes(self._byte_of[c] for c in name).decode("utf-8", errors="backslashreplace")
     return name.replace("\u2581", " ")
 
-# %% ../../nbs/core/01_tokenizer_hf.ipynb #c005
+# %% ../../nbs/core/01_tokenizer_hf.ipynb #c006
 @patch_into(HFTokenizer)
 def offsets(self, text: str) -> list[tuple[int, int]]:
     "Where each token of a text lies, in characters."
     if not getattr(self.hf, "is_fast", False): raise ValueError(f"{type(self.hf).__name__} is a slow tokenizer: it has no offsets")
     return self.hf(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
+# %% ../../nbs/core/01_tokenizer_hf.ipynb #c007
 @patch_into(HFTokenizer)
 def bytes_of(self, ids: Sequence[int]) -> int:
     "Number of bytes of text that the ids stand for; special tokens count 0."
@@ -65,7 +67,7 @@ def bytes_of(self, ids: Sequence[int]) -> int:
     if self._byte_of is not None and all(c in self._byte_of for n in names for c in n): return sum(map(len, names))
     return len(self.decode(ids).encode())
 
-# %% ../../nbs/core/01_tokenizer_hf.ipynb #c006
+# %% ../../nbs/core/01_tokenizer_hf.ipynb #c008
 @patch_into(HFTokenizer, kind=property)
 def hash(self) -> str:
     "Identity: sha256 of the tokenizer's JSON (fast), or of its vocabulary (slow)."
@@ -73,6 +75,7 @@ def hash(self) -> str:
     text = self.hf.backend_tokenizer.to_str() if fast else json.dumps(sorted(self.hf.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../../nbs/core/01_tokenizer_hf.ipynb #c009
 @patch_into(HFTokenizer)
 def save(self, path: str | Path) -> Path:
     "Write all files of the tokenizer into a folder."

@@ -26,11 +26,13 @@ def as_ids(ids) -> list[int]: # plain python ints
 # %% ../../nbs/core/01_tokenizer_kinds.ipynb #c009
 KINDS = ("byte", "char", "bpe", "wordpiece", "words")
 
+# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c010
 def _listed(model, symbols: Iterable[str], specials: Sequence[str], **kwargs) -> Backend:
     "A backend whose vocabulary is the symbols, then the special tokens."
     names = list(dict.fromkeys([*symbols, *specials]))
     return Backend(model(vocab={s: i for i, s in enumerate(names)}, **kwargs))
 
+# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c011
 def _byte_backend(specials: Sequence[str]) -> Backend:
     "Id b is byte b; special tokens start at 256."
     backend = _listed(models.BPE, byte_alphabet(), specials, merges=[])
@@ -38,7 +40,7 @@ def _byte_backend(specials: Sequence[str]) -> Backend:
     backend.decoder = decoders.ByteLevel()
     return backend
 
-# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c010
+# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c012
 def _symbol_backend(symbols: Iterable[str], specials: Sequence[str], chars: bool) -> Backend:
     "One id for each symbol, in the order given, then the special tokens."
     unknown = "<unk>" if "<unk>" in specials else "\0missing"
@@ -49,6 +51,7 @@ def _symbol_backend(symbols: Iterable[str], specials: Sequence[str], chars: bool
     else: backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend
 
+# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c013
 def _bpe_backend(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> Backend:
     "Byte-level BPE: special tokens, the 256 bytes, then merges by frequency."
     backend = Backend(models.BPE())
@@ -59,7 +62,7 @@ def _bpe_backend(texts: Iterable[str], vocab_size: int, specials: Sequence[str])
     backend.train_from_iterator(texts, trainer)
     return backend
 
-# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c011
+# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c014
 def _wordpiece_backend(texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> Backend:
     "Word pieces: words split at spaces and punctuation; `##` marks a continuation."
     texts, split = list(texts), pre_tokenizers.BertPreTokenizer()
@@ -74,7 +77,7 @@ def _wordpiece_backend(texts: Iterable[str], vocab_size: int, specials: Sequence
     backend.pre_tokenizer, backend.decoder = split, decoders.WordPiece(cleanup=False)
     return backend
 
-# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c012
+# %% ../../nbs/core/01_tokenizer_kinds.ipynb #c015
 def _kind(backend: Backend) -> str:
     "The kind of a loaded backend, read from its own description."
     d = json.loads(backend.to_str())

@@ -27,10 +27,11 @@ def step_rng(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + step * 0x85EBCA77 + 1) % (1 << 62))
 
 # %% ../../nbs/core/30_training.ipynb #c005
-def next_token(model,
-               batch,  # ids [B, T + 1] int64, or a dict with "ids" and "weights" [B, T + 1] (weight of predicting each token; the first is not used)
-               rng: torch.Generator | None = None,
-               ) -> Loss:
+def next_token(
+    model,
+    batch,  # ids [B, T + 1] int64, or a dict with "ids" and "weights" [B, T + 1] (weight of predicting each token; the first is not used)
+    rng: torch.Generator | None = None,
+) -> Loss:
     "Cross-entropy of the next token, nats, averaged over tokens (or by weight)."
     ids, weights = (batch["ids"], batch.get("weights")) if isinstance(batch, dict) else (batch, None)
     nll = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
@@ -62,7 +63,10 @@ def make_optimizer(name: str | Callable,  # adamw, adam, sgd (Nesterov momentum 
                    model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     "An optimiser; weight decay on matrices only."
     params = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay}, {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
     groups = [g for g in groups if g["params"]]
     if callable(name): return name(params)
     if name == "adamw": return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
@@ -89,7 +93,9 @@ def load_state(folder: Path, model: nn.Module, optimizer) -> dict:
         with safe_open(Path(folder) / "state.safetensors", "pt") as f:
             tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["state"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f"{Path(folder).name}/state.safetensors cannot be read ({e}); nothing was loaded. Delete the folder to start again.") from e
+        raise ValueError(
+            f"{Path(folder).name}/state.safetensors cannot be read ({e}); nothing was loaded. Delete the folder to start again."
+        ) from e
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     states = {}
     for k, v in tensors.items():
@@ -144,7 +150,8 @@ def fit(model: nn.Module,
     opt, rows, start = make_optimizer(optimizer, model, lr, weight_decay), [], 0
     if checkpoint and resume and (Path(checkpoint) / "state.safetensors").exists():
         state = load_state(checkpoint, model, opt)
-        if state["seed"] != seed: raise ValueError(f"the checkpoint was made with seed {state['seed']}, got {seed}; pass resume=False to start again")
+        if state["seed"] != seed:
+            raise ValueError(f"the checkpoint was made with seed {state['seed']}, got {seed}; pass resume=False to start again")
         start, rows = state["step"], state["metrics"]
     if accelerator is not None: model, opt = accelerator.prepare(model, opt)
     run = _Run(model, data, objective, opt, seed, accumulate, clip, precision, accelerator)
@@ -181,7 +188,8 @@ class _Run:
             total += float(value.detach())
             for k, v in loss.parts.items(): parts[k] = parts.get(k, 0.0) + float(v) / self.accumulate
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf))
-        if not math.isfinite(total + norm): raise FloatingPointError(f"loss {total}, gradient norm {norm} at step {step}: the step was not taken")
+        if not math.isfinite(total + norm):
+            raise FloatingPointError(f"loss {total}, gradient norm {norm} at step {step}: the step was not taken")
         self.opt.step()
         return {"step": step + 1, "loss": total, "lr": lr, "grad_norm": norm, **parts}
 

@@ -57,14 +57,17 @@ _choices = {"positions": ("learned", "rotary", "alibi", "none"), "norm": ("layer
 def _complete(self: TransformerConfig):
     "Fill in what follows from the rest and refuse what does not fit together."
     for field, allowed in _choices.items():
-        if getattr(self, field) not in allowed: raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+        if getattr(self, field) not in allowed:
+            raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
     for field in ("vocab_size", "d_model", "n_layers", "n_heads", "context_length"):
         if getattr(self, field) < 1: raise ValueError(f"{field} must be >= 1, got {getattr(self, field)}")
-    if self.d_head is None and self.d_model % self.n_heads: raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
+    if self.d_head is None and self.d_model % self.n_heads:
+        raise ValueError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
     defaults = {"n_kv_heads": self.n_heads, "d_head": self.d_model // self.n_heads, "d_ffn": 4 * self.d_model}
     for field, value in defaults.items():
         if getattr(self, field) is None: object.__setattr__(self, field, value)
-    if self.n_heads % self.n_kv_heads: raise ValueError(f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}")
+    if self.n_heads % self.n_kv_heads:
+        raise ValueError(f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}")
 
 # %% ../../nbs/core/15_transformer.ipynb #c007
 def make_norm(config: TransformerConfig) -> nn.Module:
@@ -92,12 +95,23 @@ class FeedForward(nn.Module):
 # %% ../../nbs/core/15_transformer.ipynb #c009
 class Block(nn.Module):
     "mixer + feed-forward on a residual stream; pre- or post-norm, sequential or parallel."
-    def __init__(self, config: TransformerConfig, layer: int, mixer: nn.Module, ffn: nn.Module, sites: Sites, cross: nn.Module | None = None):
+
+    def __init__(
+        self, config: TransformerConfig, layer: int, mixer: nn.Module, ffn: nn.Module, sites: Sites, cross: nn.Module | None = None
+    ):
         super().__init__()
         self.config, self.mixer, self.ffn, self.cross, self.sites = config, mixer, ffn, cross, sites
         self.norm1, self.norm2 = make_norm(config), make_norm(config)
         if cross is not None: self.norm_cross = make_norm(config)
-        names = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post", "ln1.hook_normalized", "ln2.hook_normalized")
+        names = (
+            "hook_resid_pre",
+            "hook_attn_out",
+            "hook_resid_mid",
+            "hook_mlp_out",
+            "hook_resid_post",
+            "ln1.hook_normalized",
+            "ln2.hook_normalized",
+        )
         self.pre_s, self.attn_s, self.mid_s, self.mlp_s, self.post_s, self.ln1_s, self.ln2_s = (f"blocks.{layer}.{n}" for n in names)
 
     def forward(self, x: Tensor, state=None, positions=None, mask=None, memory=None):
@@ -129,17 +143,23 @@ class Transformer(nn.Module, LM):
         c = self.config = config
         self.tokenizer, self.name, self.sites = tokenizer, name, Sites()
         self.tok = nn.Embedding(c.vocab_size, c.d_model)
-        self.pos = nn.ModuleList(nn.Embedding(c.context_length, c.d_model) for _ in range(c.position_axes)) if c.positions == "learned" else None
+        self.pos = (
+            nn.ModuleList(nn.Embedding(c.context_length, c.d_model) for _ in range(c.position_axes)) if c.positions == "learned" else None
+        )
         rotary = Rotary(c.d_head, c.rotary_base, c.rotary_fraction, c.position_axes) if c.positions == "rotary" else None
         if c.positions == "alibi": self.register_buffer("slopes", alibi_slopes(c.n_heads), persistent=False)
         mixer, ffn = mixer or SoftmaxAttention, ffn or FeedForward
         def cross(layer): return SoftmaxAttention(c, layer, None) if c.cross_attention else None
-        self.blocks = nn.ModuleList(Block(c, i, mixer(c, i, self.sites, rotary), ffn(c, i, self.sites), self.sites, cross(i)) for i in range(c.n_layers))
+
+        self.blocks = nn.ModuleList(
+            Block(c, i, mixer(c, i, self.sites, rotary), ffn(c, i, self.sites), self.sites, cross(i)) for i in range(c.n_layers)
+        )
         self.norm = make_norm(c) if c.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
         self.init_weights()
         if c.tied: self.head.weight = self.tok.weight
-        for size in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head"): setattr(self, size, getattr(c, size))
+        for size in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head"):
+            setattr(self, size, getattr(c, size))
 
     @property
     def device(self): return self.tok.weight.device
@@ -183,7 +203,8 @@ def _positions(self: Transformer, x: Tensor, positions: Tensor | None, past: int
         positions = torch.arange(past, past + T, device=x.device)[None]
         return positions if c.position_axes == 1 else positions[..., None].expand(-1, -1, c.position_axes)
     want = (T,) if c.position_axes == 1 else (T, c.position_axes)
-    if tuple(positions.shape[1:]) != want: raise ValueError(f"positions must be [B, {', '.join(map(str, want))}], got {list(positions.shape)}")
+    if tuple(positions.shape[1:]) != want:
+        raise ValueError(f"positions must be [B, {', '.join(map(str, want))}], got {list(positions.shape)}")
     if c.positions == "learned" and positions.numel() and int(positions.max()) >= c.context_length:
         raise ValueError(f"positions must be in 0..{c.context_length - 1}, got {int(positions.max())}")
     return positions
@@ -222,8 +243,19 @@ def forward(self: Transformer,
 
 def _is_plain_step(self: Transformer, ids, cache, positions, mask, memory) -> bool:
     "One token a row from a cache, nothing special, no gradient, no hook: the fast path (core.fast_step) applies."
-    return (cache is not None and ids is not None and ids.dim() == 2 and ids.shape[1] == 1 and positions is None and mask is None and memory is None
-            and cache.fast is not None and cache.length < self.context_length and not self.sites.fns and not torch.is_grad_enabled())
+    return (
+        cache is not None
+        and ids is not None
+        and ids.dim() == 2
+        and ids.shape[1] == 1
+        and positions is None
+        and mask is None
+        and memory is None
+        and cache.fast is not None
+        and cache.length < self.context_length
+        and not self.sites.fns
+        and not torch.is_grad_enabled()
+    )
 
 def _fast(self: Transformer, ids: Tensor, cache: KVCache) -> LMOutput:
     try: logits, hidden = fast_step(self, cache.fast, ids, cache)

@@ -40,15 +40,17 @@ def read_tasks(path: str | Path) -> dict[str, WordTask]: # by name
         if not all(x.strip() and y.strip() for x, y in t.pairs): raise ValueError(f"{path}: task {t.name} has an empty text")
     return tasks
 
+# %% ../../nbs/core/04_word_tasks.ipynb #c005
 @cache
 def _shipped() -> dict[str, WordTask]: return read_tasks(data_path("tasks", "word_tasks.json", must_exist=True))
 
-# %% ../../nbs/core/04_word_tasks.ipynb #c005
+# %% ../../nbs/core/04_word_tasks.ipynb #c006
 def word_tasks(names: Sequence[str] | None = None, # which; None: all
                ) -> dict[str, WordTask]:           # by name
     "The hand-written tasks."
     return {name: word_task(name) for name in (_shipped() if names is None else names)}
 
+# %% ../../nbs/core/04_word_tasks.ipynb #c007
 def word_task(name: str) -> WordTask:
     "One hand-written task by its name."
     if name not in _shipped(): raise unknown("word task", name, _shipped())

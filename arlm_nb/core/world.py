@@ -62,6 +62,7 @@ def two_hop(world: World) -> list[tuple[str, str]]: # (question, answer)
     return [(RELATIONS[rel][1].format(s=f"the {f.relation} of {f.subject}"), world.object(f.object, rel))
             for f in world.facts if f.relation in PERSONAL for rel in RELATIONS]
 
+# %% ../../nbs/core/03_world.ipynb #c006
 def facts(seed: int = 0,           # which world, and which questions are kept for the test
           people: int = 60,
           *,

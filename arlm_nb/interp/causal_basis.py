@@ -55,7 +55,8 @@ def ablate_layer(lm, layer: int, method: str = "zero", over: str = "batch", seed
     "`with ablate_layer(lm, layer):` what a block adds to the stream is replaced."
     seen = {}
     def after(h): return seen["x"] + replacement(h - seen["x"], method, over, seed)
-    with lm.patch({f"blocks.{layer}.hook_resid_pre": lambda x: seen.__setitem__("x", x), f"blocks.{layer}.hook_resid_post": after}): yield
+    before = {f"blocks.{layer}.hook_resid_pre": lambda x: seen.__setitem__("x", x)}
+    with lm.patch(before | {f"blocks.{layer}.hook_resid_post": after}): yield
 
 @contextmanager
 def steer(lm, vector: Tensor, layer: int, strength: float = 1.0):
@@ -100,7 +101,8 @@ class _Influence:
         self.lens, self.layer = lens, layer
         with torch.no_grad():
             self.change = (replacement(h, method, seed=seed) - h).float()
-            self.x, self.origin = lens.translate(h, layer), lens.translate(torch.zeros_like(h[:1]), layer)
+            self.x = lens.translate(h, layer)
+            self.origin = lens.translate(torch.zeros_like(h[:1]), layer)
             self.log_p = lens.read(self.x).log_softmax(-1)
 
     def __call__(self, v: Tensor) -> Tensor:  # unit [d] -> nats
@@ -111,8 +113,9 @@ class _Influence:
 def sensitive_directions(lens: LogitLens, layer: int) -> Tensor:  # [d, d], rows by falling singular value
     "Left singular vectors of (I + W_l)^T U^T."
     eye = torch.eye(lens.d_model, device=lens.lm.device)
-    U = lens.head[0].detach().float() if lens.head is not None else torch.func.jacrev(lens.lm.unembed)(torch.zeros(lens.d_model, device=eye.device))
-    with torch.no_grad(): M = (lens.translate(eye, layer) - lens.translate(torch.zeros_like(eye), layer)) @ U.T  # rows: U (I + W) e_i
+    zero = torch.zeros(lens.d_model, device=eye.device)
+    U = lens.head[0].detach().float() if lens.head is not None else torch.func.jacrev(lens.lm.unembed)(zero)
+    with torch.no_grad(): M = (lens.translate(eye, layer) - lens.translate(torch.zeros_like(eye), layer)) @ U.T  # row i: U (I + W) e_i
     return torch.linalg.svd(M, full_matrices=False)[0].T
 
 def _search(sigma: _Influence, start: Tensor, found: Tensor, max_evaluations: int) -> tuple[Tensor, int]:
@@ -122,7 +125,8 @@ def _search(sigma: _Influence, start: Tensor, found: Tensor, max_evaluations: in
         v = v - found.T @ (found @ v)  # twice: orthogonal to rounding
         return v / v.norm()
     v, count = unit(start).detach().requires_grad_(), 0
-    optimiser = torch.optim.LBFGS([v], max_iter=max_evaluations, max_eval=max_evaluations, line_search_fn="strong_wolfe", tolerance_change=1e-6)
+    limits = dict(max_iter=max_evaluations, max_eval=max_evaluations, tolerance_change=1e-6)
+    optimiser = torch.optim.LBFGS([v], line_search_fn="strong_wolfe", **limits)
     def closure():
         nonlocal count
         count += 1

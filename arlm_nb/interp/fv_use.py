@@ -82,6 +82,7 @@ def evaluate(lm,
              *,
              topk: Sequence[int] = (1, 2, 3),
              scale: float = 1.0,
+             replace: bool = False,  # put the vector in place of the stream instead of adding it (Hendel et al.'s task vectors)
              ):  # DataFrame: task, query, answer, rank (0 is best), logprob (whole answer, nats), probability (first token), top1, ...
     "How well the answers are predicted, with the vector at the last token of each prompt."
     import pandas as pd
@@ -89,7 +90,7 @@ def evaluate(lm,
     encoded, rows = encode_all(lm, prompts), [None] * len(prompts)
     if v is not None: check_layer(lm, layer)
     for b in batches(lm, encoded, extra=max(len(p.target) for p in encoded)):
-        first, logp = _scores(lm, v, layer, b)
+        first, logp = _scores(lm, v, layer, b, replace)
         rank = (first > first.gather(1, b.first[:, None])).sum(1).tolist()
         p = first.softmax(-1).gather(1, b.first[:, None])[:, 0].tolist()
         for row, i in enumerate(b.rows):
@@ -99,7 +100,7 @@ def evaluate(lm,
     return pd.DataFrame(rows)
 
 @torch.no_grad()
-def _scores(lm, v: Tensor | None, layer: int, b) -> tuple[Tensor, list[float]]:  # logits of the first answer token [B, V], log-probability of each answer
+def _scores(lm, v: Tensor | None, layer: int, b, replace: bool = False) -> tuple[Tensor, list[float]]:  # logits of the first answer token [B, V], log-probability of each answer
     "Forward pass over prompts with all but the last token of their answers."
     b.first  # refuses prompts without an answer
     m, B = max(map(len, b.target)), len(b.rows)
@@ -111,7 +112,7 @@ def _scores(lm, v: Tensor | None, layer: int, b) -> tuple[Tensor, list[float]]: 
     rows = torch.arange(B, device=ids.device)
     def add(x):
         x = x.clone()
-        x[rows, b.last] += v.to(x)
+        x[rows, b.last] = v.to(x) + (0 if replace else x[rows, b.last])
         return x
     with lm.patch({} if v is None else {f"blocks.{layer}.hook_resid_post": add}), last_only(lm, b.last, m): logits = lm(ids).logits.float()
     each = logits.log_softmax(-1).gather(-1, answer[..., None])[..., 0]

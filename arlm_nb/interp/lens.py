@@ -228,7 +228,8 @@ def _fits(note: dict, lm, transfer: bool):
     if transfer: return
     what = "unembedding differs" if note["unembedding_hash"] != unembedding_hash(lm) else None
     if what is None and note["lm_hash"] != lm.hash(): what = "weights differ (a fine-tuned copy?)"
-    if what: raise ValueError(f"{lm.name} is another model than the {note['lm']} of this lens: its {what}. Pass transfer=True to use it anyway")
+    advice = "Pass transfer=True to use it all the same"
+    if what: raise ValueError(f"{lm.name} is another model than the {note['lm']} of this lens: its {what}. {advice}")
 
 def _load(cls, path: str | Path,
           lm,  # the model it was fitted on

@@ -25,7 +25,8 @@ def trajectory_features(lens: LogitLens, lm,
                         ) -> np.ndarray:  # [n, (L+1) k]
     "Log-probability of each answer token at the last position, layer by layer; the model's own output is the last."
     answers = torch.as_tensor(answers, device=lm.device)
-    if answers.dim() not in (1, 2) or not answers.numel(): raise ValueError(f"answers must be token ids [k] or [n, k], got shape {list(answers.shape)}")
+    if answers.dim() not in (1, 2) or not answers.numel():
+        raise ValueError(f"answers must be token ids [k] or [n, k], got shape {list(answers.shape)}")
     h, final = _last_states(lm, prompts, lens.sites[0])
     log_q = lens.unembed(torch.cat([lens(h), final[None].float()])).log_softmax(-1)  # [L+1, n, V]
     values = log_q.gather(-1, answers.expand(*log_q.shape[:2], -1))

@@ -129,8 +129,10 @@ def bench_lens_step(device: str = "cpu", repeat: int = 3, **sizes) -> list[Bench
     extra, package = peak_extra_memory(lambda: our_step(ours, LensLoss(precision="bfloat16"), a, ids)), package_run(repeat)
     shape = f"{lm.n_layers} layers, d {lm.d_model}, V {lm.vocab_size}, 512 tokens"
     notes = f"loss {loss:.4f}, in float32 {exact:.4f}; peak extra memory {extra / 1e6:.0f} MB"
-    lines = [Bench(f"lens step, {shape}", times["ours"], times["plain"], "the package's loop written out", 3.0, error=abs(loss - exact) / exact, notes=notes)]
+    error = abs(loss - exact) / exact
+    lines = [Bench(f"lens step, {shape}", times["ours"], times["plain"], "the package's loop written out", 3.0, error=error, notes=notes)]
     if package is None: return lines
-    own = Bench(f"lens step against the package, {shape}", times["ours"], package[1], "tuned-lens 0.2", 3.0, error=abs(loss - package[0]) / package[0],
+    error, name = abs(loss - package[0]) / package[0], f"lens step against the package, {shape}"
+    own = Bench(name, times["ours"], package[1], "tuned-lens 0.2", 3.0, error=error,
                 notes=f"{notes}; the package's loss {package[0]:.4f}")
     return lines + [own]

@@ -33,7 +33,8 @@ def invert_unembedding(lm,
     h = first.float().requires_grad_()
     def left(): return (want.exp() * (want - lens.read(h).log_softmax(-1))).sum(-1)
     def penalty(): return 0.0 if prior is None else prior[1] / 2 * (h - prior[0]).square().sum()
-    optimiser = torch.optim.LBFGS([h], max_iter=max_evaluations, max_eval=max_evaluations, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    limits = dict(max_iter=max_evaluations, max_eval=max_evaluations, tolerance_change=1e-12)
+    optimiser = torch.optim.LBFGS([h], line_search_fn="strong_wolfe", **limits)
     count = 0
     def closure():
         nonlocal count

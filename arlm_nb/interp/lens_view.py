@@ -43,7 +43,8 @@ def direction_rows(lens: LogitLens, ids: Tensor, layer: int, k: int = 3, seed: i
     h = residuals(lens.lm, torch.atleast_2d(ids))[0]["resid_pre"][layer].flatten(0, 1)
     basis = causal_basis(lens, h, layer, k, max_evaluations=15, seed=seed)
     up, down = (top_tokens(lens, s * basis.vectors, layer, 6) for s in (1, -1))
-    return [{"layer": layer, "influence [nats]": round(float(e), 4), "promotes": " ".join(u), "suppresses": " ".join(d)} for e, u, d in zip(basis.energies, up, down)]
+    return [{"layer": layer, "influence [nats]": round(float(e), 4), "promotes": " ".join(u), "suppresses": " ".join(d)}
+            for e, u, d in zip(basis.energies, up, down)]
 
 # %% ../../nbs/interp/21_lens_view.ipynb #c007
 class LensView:
@@ -62,8 +63,9 @@ class LensView:
 
     def trajectory(self, text: str) -> Trajectory:
         lm = self.lens.lm
-        limit = min(self.max_tokens, lm.context_length)
-        return Trajectory.from_lm(self.lens, lm, lm.tokenizer.encode(text)[:limit])
+        ids = lm.tokenizer.encode(text)[:min(self.max_tokens, lm.context_length)]
+        if not ids: raise ValueError("type a text")
+        return Trajectory.from_lm(self.lens, lm, ids)
 
     def figures(self) -> list:
         "The panes as plain figures."
@@ -92,7 +94,8 @@ def exit_note(self: LensView) -> str:
     "What leaving at the chosen layer would cost on this text."
     l, t = self.exit.value, self.now
     same = (t.log_probs[l].argmax(-1) == t.log_probs[-1].argmax(-1)).float().mean()
-    return f"Read at layer {l} of {t.n_layers}: the model's own choice at {float(same):.0%} of the tokens, {float(t.forward_kl()[l].mean()):.2f} nats from it."
+    kl = float(t.forward_kl()[l].mean())
+    return f"Read at layer {l} of {t.n_layers}: the model's own choice at {float(same):.0%} of the tokens, {kl:.2f} nats from it."
 
 def click(self: LensView, cell):
     "The causal directions of the clicked cell's layer."

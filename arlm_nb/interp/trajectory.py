@@ -182,7 +182,7 @@ def without_inputs(self: Trajectory) -> Trajectory:
     index = self.ids.expand(len(self.log_probs), *self.ids.shape)[..., None]
     return replace(self, log_probs=self.log_probs.scatter(-1, index, -torch.inf).log_softmax(-1))
 
-Trajectory._cut, Trajectory.__getitem__, Trajectory.text, Trajectory.average, Trajectory.without_inputs = _cut, __getitem__, text, average, without_inputs
+for _f in (_cut, __getitem__, text, average, without_inputs): setattr(Trajectory, _f.__name__, _f)
 
 # %% ../../nbs/interp/15_trajectory.ipynb #c015
 _stats = ("forward_kl", "entropy", "cross_entropy", "max_probability", "target_rank", "log_prob_difference")
@@ -212,7 +212,8 @@ def to_json(self: Trajectory) -> str:
     "Tokens, the most probable token of each cell, and the statistics that need no more than that."
     text = lambda t: [self.token_text(i) for i in t] if t and isinstance(t[0], int) else [text(r) for r in t]
     out = {"site": self.site, "ids": None if self.ids is None else self.ids.tolist(), "top": text(self.log_probs.argmax(-1).tolist())}
-    return json.dumps(out | {s: self.stat(s).tolist() for s in ("forward_kl", "entropy", "max_probability")} | {"prediction_depth": self.prediction_depth().tolist()})
+    out |= {s: self.stat(s).tolist() for s in ("forward_kl", "entropy", "max_probability")}
+    return json.dumps(out | {"prediction_depth": self.prediction_depth().tolist()})
 
 for _f in (stat, token_text, top, to_frame, to_json): setattr(Trajectory, _f.__name__, _f)
 
@@ -232,6 +233,7 @@ def plot(self: Trajectory, stat: str = "forward_kl", values=None, **kwargs):  # 
     layers = [str(l) for l in range(self.n_layers)] + ["model"]
     tokens = None if self.ids is None else [self.token_text(i) for i in self.ids.tolist()]
     z = (self.stat(stat) if values is None else torch.as_tensor(values)).cpu().numpy()
-    return heatmap(z[::-1], tokens, layers[::-1], text=shown[::-1], hover=hover[::-1], **{"unit": stat.replace("_", " "), "y_title": "layer"} | kwargs)
+    options = {"unit": stat.replace("_", " "), "y_title": "layer"} | kwargs
+    return heatmap(z[::-1], tokens, layers[::-1], text=shown[::-1], hover=hover[::-1], **options)
 
 Trajectory.cell_texts, Trajectory.plot = cell_texts, plot

@@ -170,17 +170,35 @@ template <class P, class V> __device__ inline void pull_any(const V* f, const P*
   if (in && lane == 0) out[i] = sum / total;
 }
 """
-_EVERY = "".join(f"ENTRIES({p}, {v}, {name})\n" for p, v, name in (("float", "float", "f32_f32"), ("float", "double", "f32_f64"), ("double", "double", "f64_f64"),
-    ("bf16", "float", "bf16_f32"), ("f16", "float", "f16_f32"), ("bf16", "double", "bf16_f64"), ("f16", "double", "f16_f64")))
-_PUSH = _SOURCE + r"""
+_EVERY = "".join(
+    f"ENTRIES({p}, {v}, {name})\n"
+    for p, v, name in (
+        ("float", "float", "f32_f32"),
+        ("float", "double", "f32_f64"),
+        ("double", "double", "f64_f64"),
+        ("bf16", "float", "bf16_f32"),
+        ("f16", "float", "f16_f32"),
+        ("bf16", "double", "bf16_f64"),
+        ("f16", "double", "f16_f64"),
+    )
+)
+_PUSH = (
+    _SOURCE
+    + r"""
 #define ENTRIES(P, V, NAME) \
 extern "C" __global__ void push_##NAME(const V* v, const P* p, V* out, int T, i64 R) { push_table(v, p, out, T, R); } \
 extern "C" __global__ void push_softmax_##NAME(const V* v, const P* p, V* out, int T, i64 R, int lanes, V scale) { push_softmax(v, p, out, T, R, lanes, scale); }
-""" + _EVERY
-_PULL = _SOURCE + r"""
+"""
+    + _EVERY
+)
+_PULL = (
+    _SOURCE
+    + r"""
 #define ENTRIES(P, V, NAME) \
 extern "C" __global__ void pull_##NAME(const V* f, const P* p, V* out, int T, i64 R, int lanes, V scale, int logits) { pull_any(f, p, out, T, R, lanes, scale, logits); }
-""" + _EVERY
+"""
+    + _EVERY
+)
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c013
 _SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -196,18 +214,34 @@ def _push_cuda(v, p, temperature):
     else:
         lanes, threads = _lanes(T), 128 if T <= 512 else 32
         groups = threads // lanes
-        _push.launch("push_softmax_" + name, (-(-R // groups),), (threads,), *args, np.int32(lanes), real(1 / temperature), shared=groups * T * v.element_size())
+        _push.launch(
+            "push_softmax_" + name,
+            (-(-R // groups),),
+            (threads,),
+            *args,
+            np.int32(lanes),
+            real(1 / temperature),
+            shared=groups * T * v.element_size(),
+        )
     return out
 
 def _pull_cuda(f, p, temperature):
     (R, T), p, f = f.shape, p.contiguous(), f.contiguous()
-    out, name, real, lanes = torch.empty(T, R, dtype=f.dtype, device=f.device), f"{_SHORT[p.dtype]}_{_SHORT[f.dtype]}", _REAL[f.dtype], _lanes(T)
+    out, name, real, lanes = (
+        torch.empty(T, R, dtype=f.dtype, device=f.device),
+        f"{_SHORT[p.dtype]}_{_SHORT[f.dtype]}",
+        _REAL[f.dtype],
+        _lanes(T),
+    )
     _pull.launch("pull_" + name, (-(-R * T // (128 // lanes)),), (128,), f, p, out, np.int32(T), np.int64(R), np.int32(lanes),
                  real(1 / (temperature or 1)), np.int32(temperature is not None))
     return out
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c014
-_NAMES = [f"{p}_{v}" for p, v in (("f32", "f32"), ("f32", "f64"), ("f64", "f64"), ("bf16", "f32"), ("f16", "f32"), ("bf16", "f64"), ("f16", "f64"))]
+_NAMES = [
+    f"{p}_{v}"
+    for p, v in (("f32", "f32"), ("f32", "f64"), ("f64", "f64"), ("bf16", "f32"), ("f16", "f32"), ("bf16", "f64"), ("f16", "f64"))
+]
 _push = Kernel("debruijn_push", _PUSH, tuple(f"{e}_{n}" for e in ("push", "push_softmax") for n in _NAMES), cpu=_push_cpu, cuda=_push_cuda)
 _pull = Kernel("debruijn_pull", _PULL, tuple(f"pull_{n}" for n in _NAMES), cpu=_pull_cpu, cuda=_pull_cuda)
 
@@ -217,8 +251,10 @@ def _checked(x, p, temperature, name):
     if p.ndim != 3 or p.shape[0] != p.shape[2]: raise ValueError(f"p must be [T, T^(K-1), T] (oldest, rest, next), got {tuple(p.shape)}")
     T, R = p.shape[:2]
     if x.numel() != T * R: raise ValueError(f"{name} must hold T^K = {T * R} numbers, got {tuple(x.shape)}")
-    if temperature is not None and not temperature > 0: raise ValueError(f"temperature must be > 0 (0 is the greedy map), got {temperature}")
-    if p.dtype not in _SHORT or x.dtype not in _REAL: raise ValueError(f"p must be a float tensor and {name} float32 or float64, got {p.dtype} and {x.dtype}")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be > 0 (0 is the greedy map), got {temperature}")
+    if p.dtype not in _SHORT or x.dtype not in _REAL:
+        raise ValueError(f"p must be a float tensor and {name} float32 or float64, got {p.dtype} and {x.dtype}")
     return (x.double() if p.dtype == torch.float64 else x), p, T, R
 
 def debruijn_push(

@@ -106,7 +106,8 @@ def check_launch(
 ) -> None:
     "CUDA's launch limits, said before the driver does."
     if any(g < 1 for g in grid) or any(b < 1 for b in block): raise ValueError(f"{name}: empty launch, grid {grid}, block {block}")
-    if grid[0] >= 2**31 or any(g > 65535 for g in grid[1:]): raise ValueError(f"{name}: grid {grid} exceeds CUDA's (2^31 - 1, 65535, 65535)")
+    if grid[0] >= 2**31 or any(g > 65535 for g in grid[1:]):
+        raise ValueError(f"{name}: grid {grid} exceeds CUDA's (2^31 - 1, 65535, 65535)")
     if np.prod(block) > 1024: raise ValueError(f"{name}: a block has at most 1024 threads, got {block}")
 
 def check_index(

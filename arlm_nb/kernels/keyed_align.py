@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from .dispatch import Kernel, jit, on_cuda, prange
-from .levenshtein_align import Alignment, _distance, check_alignment, search_cpu, search_cuda, shift_of, width_cpu, width_cuda
+from arlm_nb.kernels.levenshtein_align import (
+    Alignment,
+    _distance,
+    check_alignment,
+    search_cpu,
+    search_cuda,
+    shift_of,
+    width_cpu,
+    width_cuda,
+)
 from .philox import PHILOX_CUDA, _mix, _unit, check_key
 
 # %% ../../nbs/kernels/04_keyed_align.ipynb #c004
@@ -20,7 +29,9 @@ def _cost(kind, u, eta, one, half):
     return np.log(one - u) if kind == 0 else abs(u - eta) if kind == 1 else -(u - half) * (eta - half)
 
 @jit(parallel=True)
-def _fill_costs(kind, k0, k1, tokens, first, eta, n, shift, out): # keys' words [T]; first: index of the token's first occurrence; out [T, m, width]
+def _fill_costs(
+    kind, k0, k1, tokens, first, eta, n, shift, out
+):  # keys' words [T]; first: index of the token's first occurrence; out [T, m, width]
     one, half = np.float32(1), np.float32(0.5)
     for t in prange(out.shape[0]):
         for i in range(out.shape[1]):
@@ -33,7 +44,9 @@ def _fill_costs(kind, k0, k1, tokens, first, eta, n, shift, out): # keys' words 
 
 # %% ../../nbs/kernels/04_keyed_align.ipynb #c005
 @jit(parallel=True)
-def _winner(kind, k0, k1, tokens, eta, n, k, gamma, block, offset, phi): # float64 distance of one (block, offset) of each key, from the key itself
+def _winner(
+    kind, k0, k1, tokens, eta, n, k, gamma, block, offset, phi
+):  # float64 distance of one (block, offset) of each key, from the key itself
     for t in prange(phi.size):
         c = np.empty((k, k))
         for i in range(k):
@@ -52,7 +65,9 @@ def _keyed_cpu(tokens, keys, n, k, gamma, kind, eta):
     step = max(1, _CHUNK // (len(tokens) * width))
     for s in range(0, len(keys), step):
         costs = np.empty((len(k0[s:s + step]), len(tokens), width), np.float32)
-        _fill_costs(kind, k0[s:s + step], k1[s:s + step], _lane(tokens, kind), first, eta[s:s + step], n, np.float32(shift_of(gamma)), costs)
+        _fill_costs(
+            kind, k0[s : s + step], k1[s : s + step], _lane(tokens, kind), first, eta[s : s + step], n, np.float32(shift_of(gamma)), costs
+        )
         for found, x in zip((blocks, offsets), search_cpu(costs, n, k, gamma)): found.append(x)
     return _rescore(tokens, keys, n, k, gamma, kind, eta, np.concatenate(blocks), np.concatenate(offsets))
 
@@ -78,7 +93,9 @@ def _keys(keys) -> np.ndarray:
     return np.array([int(key) for key in keys], np.uint64)
 
 # %% ../../nbs/kernels/04_keyed_align.ipynb #c009
-_SOURCE = PHILOX_CUDA + r"""
+_SOURCE = (
+    PHILOX_CUDA
+    + r"""
 extern "C" __global__ void key_costs(int kind, const u64* keys, const u64* tokens, const float* eta, float* out, int m, int n, int width, float shift) {
   int x = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y, t = blockIdx.z;
   if (x >= width) return;
@@ -89,6 +106,7 @@ extern "C" __global__ void key_costs(int kind, const u64* keys, const u64* token
   out[(i64(t) * m + i) * width + x] = c - shift;
 }
 """
+)
 
 def _keyed_cuda(tokens, keys, n, k, gamma, kind, eta):
     m, device, width = len(tokens), tokens.device, width_cuda(n, k, gamma)
@@ -98,7 +116,18 @@ def _keyed_cuda(tokens, keys, n, k, gamma, kind, eta):
     for s in range(0, len(keys), step): # 32 MB of costs at a time stay in L2
         part, e = all_keys[s:s + step].contiguous(), torch.from_numpy(eta[s:s + step]).to(device)
         costs = torch.empty(len(part), m, width, device=device)
-        _costs.launch("key_costs", (-(-width // 128), m, len(part)), (128,), np.int32(kind), part, lanes, e, costs, *map(np.int32, (m, n, width)), np.float32(shift_of(gamma)))
+        _costs.launch(
+            "key_costs",
+            (-(-width // 128), m, len(part)),
+            (128,),
+            np.int32(kind),
+            part,
+            lanes,
+            e,
+            costs,
+            *map(np.int32, (m, n, width)),
+            np.float32(shift_of(gamma)),
+        )
         found.append(search_cuda(costs, n, k, gamma))
     block, offset = (torch.cat(x).cpu().numpy() for x in zip(*found))
     return Alignment(*(torch.as_tensor(x, device=device) for x in _rescore(host, keys, n, k, gamma, kind, eta, block, offset)))

@@ -12,7 +12,9 @@ from .dispatch import Kernel, check_index, jit, prange
 
 # %% ../../nbs/kernels/06_kl_to_teacher.ipynb #c004
 _LOG2E, _LEAST, _FLOOR, _BIAS, _SHIFT = np.float32(1.4426950408889634), np.float32(-126), np.float32(-1e30), np.int32(127), np.int32(23)
-_P1, _P2, _P3, _P4, _P5, _P6 = (np.float32(c) for c in (0.6931471805599453, 0.2402265069591007, 0.0555041086648, 0.00961812910762, 0.00133335581464, 0.000154035303934))
+_P1, _P2, _P3, _P4, _P5, _P6 = (
+    np.float32(c) for c in (0.6931471805599453, 0.2402265069591007, 0.0555041086648, 0.00961812910762, 0.00133335581464, 0.000154035303934)
+)
 _ONE, _NIL, _S16, _HALF, _LSB = np.float32(1), np.float32(0), np.uint32(16), np.uint32(0x7FFF), np.uint32(1)
 
 @jit(inline="always")
@@ -253,5 +255,7 @@ def kl_to_teacher(
     stacked = torch.stack(list(students)) if isinstance(students, list | tuple) else students
     if stacked.ndim == 2: return kl_to_teacher(stacked[None], teacher, head)[0]
     if stacked.ndim != 3 or stacked.shape[1:] != teacher.shape or teacher.shape[-1] != head.U.shape[1]:
-        raise ValueError(f"students [L, N, d], teacher [N, d] and U [V, d] must agree, got {tuple(stacked.shape)}, {tuple(teacher.shape)}, {tuple(head.U.shape)}")
+        raise ValueError(
+            f"students [L, N, d], teacher [N, d] and U [V, d] must agree, got {tuple(stacked.shape)}, {tuple(teacher.shape)}, {tuple(head.U.shape)}"
+        )
     return _KLToTeacher.apply(stacked, teacher.detach(), head)

@@ -93,7 +93,8 @@ def check_alignment(m, n, k, gamma): # -> gamma as a float
     "Sizes and gamma that make sense; None becomes inf."
     if m < 1: raise ValueError("the text must hold at least one token, got none")
     if n < 1: raise ValueError(f"the key must hold at least one entry, got n = {n}")
-    if not 1 <= k <= min(m, n): raise ValueError(f"k must be between 1 and min(m, n) = {min(m, n)} (m = {m} tokens, n = {n} key entries), got {k}")
+    if not 1 <= k <= min(m, n):
+        raise ValueError(f"k must be between 1 and min(m, n) = {min(m, n)} (m = {m} tokens, n = {n} key entries), got {k}")
     if gamma is not None and not gamma >= 0: raise ValueError(f"gamma must be >= 0, got {gamma}")
     check_index("levenshtein_align", cells=m * n)
     return float("inf") if gamma is None else float(gamma)
@@ -121,7 +122,8 @@ def search_cpu(costs, n, k, gamma): # float32 [T, m, width], already less 2 gamm
 
 def shift_of(gamma): return 0.0 if gamma == float("inf") else 2 * gamma # what the costs are made less
 
-def width_cpu(n, k, gamma): return n if gamma == float("inf") else -(-n // _LANES) * _LANES + k # columns after the key is unrolled past its end
+def width_cpu(n, k, gamma):
+    return n if gamma == float("inf") else -(-n // _LANES) * _LANES + k  # columns after the key is unrolled past its end
 
 # %% ../../nbs/kernels/03_levenshtein_align.ipynb #c014
 def _align_cpu(costs, k, gamma): # costs: float array [T, m, n]
@@ -223,7 +225,9 @@ def _align_cuda(costs, k, gamma): # costs [T, m, n] on the device
     found = [search_cuda(x.contiguous(), n, k, gamma) for x in unrolled.split(65535)]
     block, offset = (torch.cat(x) for x in zip(*found))
     i = torch.arange(k, device=costs.device)
-    chosen = costs[torch.arange(T, device=costs.device)[:, None, None], (block[:, None] + i)[:, :, None], ((offset[:, None] + i) % n)[:, None, :]]
+    chosen = costs[
+        torch.arange(T, device=costs.device)[:, None, None], (block[:, None] + i)[:, :, None], ((offset[:, None] + i) % n)[:, None, :]
+    ]
     phi = [_distance(c, gamma) for c in chosen.double().cpu().numpy()]
     return Alignment(torch.tensor(phi, dtype=torch.float64, device=costs.device), block, offset)
 
@@ -239,6 +243,7 @@ def levenshtein_align(
     if costs.ndim not in (2, 3): raise ValueError(f"costs must be [m, n] or [T, m, n], got shape {tuple(costs.shape)}")
     stacked = costs if costs.ndim == 3 else costs[None]
     gamma = check_alignment(*stacked.shape[1:], k, gamma)
-    if not bool((torch if isinstance(costs, Tensor) else np).isfinite(stacked).all()): raise ValueError("costs must be finite, got infinity or NaN")
+    if not bool((torch if isinstance(costs, Tensor) else np).isfinite(stacked).all()):
+        raise ValueError("costs must be finite, got infinity or NaN")
     found = _align(stacked, k, gamma) if isinstance(costs, Tensor) else _align_cpu(stacked, k, gamma)
     return found if costs.ndim == 3 else Alignment(float(found.phi[0]), int(found.block[0]), int(found.offset[0]))

@@ -93,12 +93,13 @@ def power_curve(
     level: float = 0.01,
     wrong_key: bool = False,  # score with another key: the ablation
     seed: int = 0,
+    texts: dict | None = None,  # generations by decoder, kept here between calls that ask for the same ones
 ):  # DataFrame: one row for each scheme, length and attack
     "Median p-value and share of texts with p <= level."
     import pandas as pd
     from arlm_nb.core.statistics import wilson
     prompts, keys, V = prompts or docs_prompts(lm, n_texts, seed=seed), text_keys(n_texts, seed), model_vocab(lm)
-    reads, rows, texts = text_keys(n_texts, seed + 1000) if wrong_key else keys, [], {}
+    reads, rows, texts = text_keys(n_texts, seed + 1000) if wrong_key else keys, [], {} if texts is None else texts
     for name in schemes:
         s = scheme(name)
         if s.decoder not in texts: texts[s.decoder] = s.write(lm, prompts[:n_texts], keys, n, max_new_tokens=max(lengths), temperature=temperature, seed=seed, stop=False)
@@ -140,7 +141,7 @@ def keyed_average_kl(
     logp: Tensor,  # the model's laws [S, V]
     marked: Callable[[Tensor, Tensor], Tensor],  # (logp [S, V], uniforms [S, V]) -> the scheme's law under one key [S, V], as probabilities
     *,
-    n_keys: int = 200,
+    n_keys: int = 100,
     seed: int = 0,
 ) -> tuple[float, float]:  # KL of the law averaged over keys (bias removed by halving), mean KL at a fixed key
     "How far a scheme's next-token law is from the model's."

@@ -61,7 +61,7 @@ def _cipher(seed: int | Tensor, x: Tensor, a: int, b: int, rounds: int) -> Tenso
 # %% ../../nbs/watermark/10_keys.ipynb #c011
 @lru_cache
 def _key_id(*secret) -> str:
-    return hashlib.pbkdf2_hmac("sha256", repr(secret).encode(), b"arlm_nb.watermark", 20_000).hex()[:16]
+    return hashlib.pbkdf2_hmac("sha256", repr(secret).encode(), b"arlm_nb.watermark", 2_000).hex()[:16]
 
 
 @dataclass(frozen=True)

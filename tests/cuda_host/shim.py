@@ -20,11 +20,13 @@ def rewrite(source: str) -> str:
     def dynamic(m): return f"cuda_host::Dynamic<{m[1]}> {m[2]}{{\"{m[2]}\"}};"
     def static(m):
         dims = ", ".join(re.findall(r"\[([^\]]*)\]", m[3]))
-        if not dims: return f"static cuda_host::SharedScalar<{m[1]}> {m[2]}_memory(\"{m[2]}\"); {m[1]}& {m[2]} = *({m[1]}*){m[2]}_memory.memory;"
+        if not dims:
+            return f'static cuda_host::SharedScalar<{m[1]}> {m[2]}_memory("{m[2]}"); {m[1]}& {m[2]} = *({m[1]}*){m[2]}_memory.memory;'
         return f"static cuda_host::Shared<{m[1]}, {dims}> {m[2]}(\"{m[2]}\");"
     source = re.sub(r"extern\s+__shared__\s+(\w[\w ]*?)\s+(\w+)\s*\[\s*\]\s*;", dynamic, source)
     source = re.sub(r"__shared__\s+(\w[\w ]*?)\s+(\w+)\s*((?:\[[^\]]*\]\s*)*);", static, source)
-    if "__shared__" in source: raise ValueError("one shared variable for each declaration, please: " + source[source.index("__shared__"):][:80])
+    if "__shared__" in source:
+        raise ValueError("one shared variable for each declaration, please: " + source[source.index("__shared__") :][:80])
     return source
 
 
@@ -37,14 +39,21 @@ def cache_folder() -> Path:
 def build(source: str, entries) -> ctypes.CDLL:
     "Compile once; the file's name is the hash of everything that went in."
     if GXX is None: raise FileNotFoundError("the host shim needs g++")
-    text = '#include "cuda_host.h"\n#line 1 "kernel"\n' + rewrite(source) + "\nCUDA_HOST_COMMON\n" + "".join(f"CUDA_HOST_ENTRY({e})\n" for e in entries)
+    text = (
+        '#include "cuda_host.h"\n#line 1 "kernel"\n'
+        + rewrite(source)
+        + "\nCUDA_HOST_COMMON\n"
+        + "".join(f"CUDA_HOST_ENTRY({e})\n" for e in entries)
+    )
     flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-fsigned-char", "-w"]
     key = hashlib.sha256((text + (HERE / "cuda_host.h").read_text() + " ".join(flags)).encode()).hexdigest()[:24]
     target = cache_folder() / f"{key}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory() as work:
             (cpp := Path(work) / "kernel.cpp").write_text(text)
-            done = subprocess.run([GXX, *flags, "-I", str(HERE), str(cpp), "-o", str(out := Path(work) / "kernel.so")], capture_output=True, text=True)
+            done = subprocess.run(
+                [GXX, *flags, "-I", str(HERE), str(cpp), "-o", str(out := Path(work) / "kernel.so")], capture_output=True, text=True
+            )
             if done.returncode: raise HostError(f"g++ refused the source:\n{done.stderr[:4000]}")
             shutil.copy(out, part := target.with_suffix(f".{os.getpid()}"))
             os.replace(part, target)
@@ -80,7 +89,9 @@ class HostLauncher:
             if restore: back.append(restore)
         try:
             pointers = (ctypes.c_void_p * len(addresses))(*addresses)
-            status = getattr(library, f"cuda_host_run_{entry}")((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_ulonglong(shared), pointers, schedule)
+            status = getattr(library, f"cuda_host_run_{entry}")(
+                (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_ulonglong(shared), pointers, schedule
+            )
             if status: raise HostError(f"{entry}: " + library.cuda_host_message().decode())
         finally:
             for restore in back: restore()
@@ -94,7 +105,8 @@ class HostLauncher:
             a = np.asarray(a)
             if kind >= 1000 or a.ndim: raise HostError(f"{what}: expected {'a tensor' if kind >= 1000 else 'a number'}, got {type(a)}")
             want = (kind // 10, bool(kind % 10))
-            if (a.dtype.itemsize, a.dtype.kind == "f") != want: raise HostError(f"{what}: the source wants {want[0]} bytes{' of floating point' if want[1] else ''}, got {a.dtype}")
+            if (a.dtype.itemsize, a.dtype.kind == "f") != want:
+                raise HostError(f"{what}: the source wants {want[0]} bytes{' of floating point' if want[1] else ''}, got {a.dtype}")
             return (ctypes.c_char * a.dtype.itemsize).from_buffer_copy(a.tobytes()), None
         if kind < 1000: raise HostError(f"{what} is a number, got a tensor")
         size, floating = (kind - 1000) // 10, bool(kind % 10)

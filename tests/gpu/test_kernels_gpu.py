@@ -12,4 +12,10 @@ def test_on_the_gpu(name):
     pytest.importorskip("cupy")
     for label, call, want, (rtol, atol) in CASES[name](np.random.default_rng(5)):
         got = call(lambda x: x.cuda()).double().cpu()
-        torch.testing.assert_close(got, want.double(), rtol=max(rtol, 1e-6) if rtol else rtol, atol=max(atol, 1e-6) if atol else atol, msg=lambda m: f"{name}, case {label}: {m}")
+        torch.testing.assert_close(
+            got,
+            want.double(),
+            rtol=max(rtol, 1e-6) if rtol else rtol,
+            atol=max(atol, 1e-6) if atol else atol,
+            msg=lambda m: f"{name}, case {label}: {m}",
+        )
