@@ -33,8 +33,13 @@ def lens_panel(lm: LM, text: str = "Return a new array of the given shape and ty
 
 def vector_panel(lm: LM):
     "Head heat map, heads in and out, layer slider, outputs before and after."
-    from arlm_nb.interp.function_vectors import explore
-    return explore(lm)
+    from arlm_nb.interp.fv_experiments import MAPS, study
+    from arlm_nb.interp.fv_view import FunctionVectorView
+    from arlm_nb.interp.icl_tasks import builtin_tasks, map_tasks
+    if reads_text(lm):
+        tasks, how = list(builtin_tasks(["antonym", "country_capital", "plural", "past_tense"]).values()), dict(n_shots=5)
+    else: tasks, how = map_tasks(), dict(template=MAPS, n_shots=5, n_heads=3)
+    return FunctionVectorView(study(lm, tasks, n_prompts=24, n_effect_prompts=12, **how)).widget()
 
 def chain_panel(lm: LM):
     "Block matrix, flowing mass, decay with three bounds, temperature."

@@ -24,7 +24,7 @@ def lens_part(lm: LM | None = None) -> dict:
 
 def vector_part(lm: LM | None = None) -> dict:
     "A function vector found by causal mediation, then used without examples."
-    from arlm_nb.interp.function_vectors import tour_section
+    from arlm_nb.interp.fv_experiments import tour_section
     return tour_section(lm or load_lm("icl-tasks"))
 
 def watermark_part(lm: LM | None = None) -> dict:

@@ -9,9 +9,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from arlm_nb.core.generation import Generation
 from arlm_nb.core.widgets import DecoderPlayer, LayerHeatmap, TokenStrip, replay
 from tests import test_browser
-from tests.test_browser import browser, lab, move_slider, picture, run_all  # noqa: F401 (fixtures)
+from tests.test_browser import IDLE, RUN_ALL, browser, lab, move_slider, picture  # noqa: F401 (fixtures)
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 VIEWS = """
 from arlm_nb.core.controls import Controls, Job
 from arlm_nb.core.generation import sample
@@ -99,8 +100,17 @@ def test_bad_input(wrong, message):
 def page(browser, lab):  # noqa: F811
     nb = new_notebook(cells=[new_code_cell(c.strip()) for c in VIEWS.split("# %%")])
     nb.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
-    nbformat.write(nb, lab[2]/"views.ipynb")
-    page = run_all(browser, lab, "views.ipynb")
+    address, token, folder = lab
+    nbformat.write(nb, folder/"views.ipynb")
+    page = browser.new_page(viewport={"width": 1300, "height": 2200})
+    page.set_default_timeout(120_000)
+    page.goto(f"{address}/lab/tree/views.ipynb?reset&token={token}")
+    page.wait_for_function(READY)
+    page.evaluate(RUN_ALL)
+    page.wait_for_function("window.ran === 'done'", timeout=240_000)
+    page.wait_for_function(IDLE)
+    page.wait_for_timeout(2000)
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
     yield page
     page.close()
 
@@ -114,7 +124,7 @@ class TestLive:
         assert page.locator(".arlm").count() == 4 and page.locator(".js-plotly-plot .main-svg").count() > 0
         picture(page, "widgets-light")
         page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        page.wait_for_selector("body[data-jp-theme-light='false']")
+        page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
         page.wait_for_timeout(1500)
         picture(page, "widgets-dark")
 

@@ -164,7 +164,8 @@ def heatmap(
     "Values as colours; labels may repeat (tokens do)."
     import plotly.graph_objects as go
     z = np.asarray(z, dtype=float)
-    low, high = limits or (np.nanmin(z), np.nanmax(z)) if z.size else (0, 1)
+    known = z[np.isfinite(z)]
+    low, high = limits or ((known.min(), known.max()) if known.size else (0, 1))
     if center is not None: low, high = center - max(center - low, high - center), center + max(center - low, high - center)
     trace = go.Heatmap(z=z, zmin=float(low), zmax=float(high), text=text, customdata=hover, xgap=1, ygap=1,
                        texttemplate="%{text}" if text is not None else None, colorbar_title_text=unit,

@@ -37,5 +37,6 @@ def fit_reference_lens(name: str = "docs-1m",  # a checkpoint whose tokenizer fi
     lens = TunedLens.load(lens.save(folder or writable_path("checkpoints", f"{name}-lens"), dtype=torch.float16), lm)
     report = evaluate_lens(lm, lens, corpus.test[:60], length=length, n=32)
     note = {"command": "arlm_nb.interp.lens_reference.fit_reference_lens", "seconds": round(time.perf_counter() - began, 1), "data": "docs"}
-    note |= {"loss_by_step": metrics[["step", "loss"]].iloc[::6].round(4).values.tolist(), "test_kl_by_layer": report.kl.mean((1, 2)).round(4).tolist()}
+    note |= {"loss_by_step": metrics[["step", "loss"]].iloc[::6].round(4).values.tolist()}
+    note |= {"test_kl_by_layer": report.kl.mean((1, 2)).round(4).tolist()}
     return lens.save(folder or writable_path("checkpoints", f"{name}-lens"), note, torch.float16)

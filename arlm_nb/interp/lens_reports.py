@@ -138,7 +138,8 @@ def compare_lenses(reports: list[LensReport],
         if values.ndim == 3:
             data[r.name + " low"], data[r.name + " high"] = _band(values)
             bands[r.name] = (r.name + " low", r.name + " high")
-    return lines(data, "layer", [r.name for r in reports], band=bands, markers=True, **{"x_title": "layer", "y_title": units[stat]} | kwargs)
+    names, options = [r.name for r in reports], {"x_title": "layer", "y_title": units[stat]} | kwargs
+    return lines(data, "layer", names, band=bands, markers=True, **options)
 
 LensReport.frame, LensReport.plot = frame, plot
 

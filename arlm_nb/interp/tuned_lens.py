@@ -27,8 +27,8 @@ from .lens_reference import fit_reference_lens, reference_lens
 from .lens_reports import LensReport, ResidualStats, compare_lenses, evaluate_lens, residual_statistics, transfer_matrix
 from .lens_view import LensView, difference_table, lens_table
 from .trajectory import Trajectory, js_divergence, total_variation
-_all_ = ["Alignment", "CausalBasis", "ablate_layer", "ablate_subspace", "aitchison", "causal_basis", "causal_fidelity", "influence", "steer",
-         "stimulus_response", "LogitLens", "TunedLens", "residuals", "Anomaly", "anomaly_auroc", "difficulty", "mlp_rows", "ov_circuit",
+_all_ = ["Alignment", "CausalBasis", "ablate_layer", "ablate_subspace", "aitchison", "causal_basis", "causal_fidelity", "influence",
+         "steer", "stimulus_response", "LogitLens", "TunedLens", "residuals", "Anomaly", "anomaly_auroc", "difficulty", "mlp_rows", "ov_circuit",
          "overthinking", "top_tokens", "trajectory_features", "bench_lens_step", "measure", "exit_table", "lens_early_exit", "fit_lens",
          "held_out", "Inversion", "fit_dirichlet", "invert_unembedding", "LensLoss", "fit_reference_lens", "reference_lens", "LensReport",
          "ResidualStats", "compare_lenses", "evaluate_lens", "residual_statistics", "transfer_matrix", "LensView", "difference_table",
@@ -64,8 +64,8 @@ def tour_section(lm, lens: LogitLens | None = None, text: str | None = None) -> 
     rows = [{"layer": l, "KL, logit lens [nats]": float(a), "KL, tuned lens [nats]": float(b), "settled here": int((settled == l).sum())}
             for l, (a, b) in enumerate(zip(*kl))]
     (a, b), (x, y) = ([r.kl[:-1].mean() for r in reports], [r.bias[:-1].mean() for r in reports])
-    words = (f"Every layer of `{lm.name}` read as a distribution over the next token, with {origin}. Mean KL to the model's own output over "
-             f"layers: {a:.2f} nats by the logit lens, {b:.2f} by the tuned lens; bias {x:.2f} and {y:.2f}.")
+    words = (f"Every layer of `{lm.name}` read as a distribution over the next token, with {origin}. Mean KL to the model's own output "
+             f"over layers: {a:.2f} nats by the logit lens, {b:.2f} by the tuned lens; bias {x:.2f} and {y:.2f}.")
     figures = [lens_table(t, title=n) for t, n in zip(seen, ("Logit lens", "Tuned lens"))]
     figures = [compare_lenses(reports, "kl", title="KL to the model's own output"), *figures]
     return {"title": "What each layer already knows", "markdown": words, "rows": rows, "figures": figures}
