@@ -1,5 +1,5 @@
 "Every kernel's source compiles for sm_80 and sm_90 with no GPU at hand, and no kernel spills a register."
-import os, re, shutil, subprocess
+import re, shutil, subprocess
 import importlib, pkgutil
 import pytest
 import arlm_nb.kernels

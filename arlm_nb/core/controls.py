@@ -15,7 +15,10 @@ def live() -> bool:
     from IPython import get_ipython
     if not hasattr(get_ipython(), "kernel"): return False
     import sys
-    return bool({"JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD"} & set(os.environ)) or "google.colab" in sys.modules  # a Jupyter server, VS Code, Colab
+
+    return (
+        bool({"JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD"} & set(os.environ)) or "google.colab" in sys.modules
+    )  # a Jupyter server, VS Code, Colab
 
 # %% ../../nbs/core/81_controls.ipynb #c004
 def bundle_of(
@@ -53,7 +56,8 @@ def _control(name: str, spec):
         return (w.IntSlider if whole else w.FloatSlider)(min=spec[0], max=spec[1], step=step, layout={"width": "320px"}, **common)
     if isinstance(spec, (list, range, dict)): return w.Dropdown(options=spec, **common)
     if isinstance(spec, bool): return w.Checkbox(indent=False, **common)
-    if isinstance(spec, str): return w.Textarea(layout={"width": "95%"}, **common) if len(spec) > 60 else w.Text(layout={"width": "95%"}, **common)
+    if isinstance(spec, str):
+        return w.Textarea(layout={"width": "95%"}, **common) if len(spec) > 60 else w.Text(layout={"width": "95%"}, **common)
     if isinstance(spec, int): return w.IntText(**common)
     if isinstance(spec, float): return w.FloatText(**common)
     raise ValueError(f"control {name} must be a tuple, list, dict, bool, text or number, got {type(spec).__name__}")
@@ -127,7 +131,15 @@ class Job:
                  title: str = "",
                  on_value: Callable | None = None): # called with each partial result and with the last
         self.fn, self.total, self.title, self.on_value = fn, total, title, on_value
-        self.done, self.result, self.error, self.state, self._stop, self._thread, self._box = 0, None, None, "ready", threading.Event(), None, None
+        self.done, self.result, self.error, self.state, self._stop, self._thread, self._box = (
+            0,
+            None,
+            None,
+            "ready",
+            threading.Event(),
+            None,
+            None,
+        )
 
     def report(self, done: int | None = None, total: int | None = None, value=None, message: str = ""):
         "Called by the work: progress, and a partial result to keep."
@@ -189,7 +201,12 @@ def _show(self, message: str = ""):
     start.disabled, stop.disabled = running, not running
     bar.value = min(self.done / self.total, 1) if self.total else float(self.state == "done")
     bar.bar_style = {"done": "success", "stopped": "warning", "failed": "danger"}.get(self.state, "")
-    label.value = " · ".join(str(t) for t in (self.title, message or self.state, f"{self.done}/{self.total}" if self.total else "", self.error) if t)
+    label.value = " · ".join(
+        str(t) for t in (self.title, message or self.state, f"{self.done}/{self.total}" if self.total else "", self.error) if t
+    )
+
 
 Job.widget, Job._show = property(_job_widget), _show
-Job._repr_mimebundle_ = lambda self, include=None, exclude=None: self.widget._repr_mimebundle_() if live() else {"text/plain": f"{self.title or 'job'}: {self.state}, {self.done} steps"}
+Job._repr_mimebundle_ = lambda self, include=None, exclude=None: (
+    self.widget._repr_mimebundle_() if live() else {"text/plain": f"{self.title or 'job'}: {self.state}, {self.done} steps"}
+)

@@ -38,7 +38,8 @@ def perplexity(
 def _references(hypotheses: Sequence[str], references) -> list[list[str]]:
     "sacrebleu's form: one list for each reference set."
     sets = [references] if all(isinstance(r, str) for r in references) else [list(r) for r in zip(*references)]
-    if any(len(s) != len(hypotheses) for s in sets): raise ValueError(f"{len(hypotheses)} hypotheses need as many references, got {len(sets[0])}")
+    if any(len(s) != len(hypotheses) for s in sets):
+        raise ValueError(f"{len(hypotheses)} hypotheses need as many references, got {len(sets[0])}")
     return sets
 
 def bleu(
@@ -140,7 +141,8 @@ def coherence(
 ) -> float:          # mean log-probability, nats
     "Mean log-probability of the continuation given the prefix."
     prefix, continuation = (torch.as_tensor(t).long().reshape(-1) for t in (prefix, continuation))
-    if not len(prefix) or not len(continuation): raise ValueError(f"prefix and continuation need at least one token, got {len(prefix)} and {len(continuation)}")
+    if not len(prefix) or not len(continuation):
+        raise ValueError(f"prefix and continuation need at least one token, got {len(prefix)} and {len(continuation)}")
     logits = scorer(torch.cat([prefix, continuation])[None, :-1].to(scorer.device)).logits[0, len(prefix) - 1:]
     return float(logits.double().log_softmax(-1).cpu().gather(-1, continuation[:, None]).mean())
 
@@ -189,7 +191,8 @@ def mauve_like(
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     x, y = _array(x), _array(y)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]: raise ValueError(f"features must be [n, d] and [m, d], got {list(x.shape)} and {list(y.shape)}")
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"features must be [n, d] and [m, d], got {list(x.shape)} and {list(y.shape)}")
     both = np.concatenate([x, y]) / (np.linalg.norm(np.concatenate([x, y]), axis=1, keepdims=True) + 1e-12)
     bins = bins or int(np.clip(min(len(x), len(y)) // 10, 2, 500))
     reduced = PCA(0.9, random_state=seed).fit_transform(both) if both.shape[1] > 2 else both
@@ -205,7 +208,8 @@ def calibration_error(
 ) -> float:          # 0..1
     "Mean distance of accuracy from confidence, weighted by the bins' shares."
     confidence, correct = _array(confidence), _array(correct)
-    if confidence.shape != correct.shape: raise ValueError(f"confidence and correct need one shape, got {list(confidence.shape)} and {list(correct.shape)}")
+    if confidence.shape != correct.shape:
+        raise ValueError(f"confidence and correct need one shape, got {list(confidence.shape)} and {list(correct.shape)}")
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(bin_of, correct - confidence, bins)).sum() / len(confidence))
 
@@ -241,7 +245,8 @@ def average_lagging(
     reference_len: int,     # target words of the reference
 ) -> float:                 # source words
     "Words behind an ideal writer, over the words written before the source was all read."
-    if not len(delays) or min(source_len, reference_len) < 1: raise ValueError("delays must not be empty, and source_len and reference_len must be >= 1")
+    if not len(delays) or min(source_len, reference_len) < 1:
+        raise ValueError("delays must not be empty, and source_len and reference_len must be >= 1")
     tau = next((i for i, g in enumerate(delays, 1) if g >= source_len), len(delays))
     return sum(g - i * source_len / reference_len for i, g in enumerate(delays[:tau])) / tau
 

@@ -121,7 +121,8 @@ class NgramLM:
 def _check(ids, vocab_size: int) -> np.ndarray:
     "Token ids as int64 [N] inside the vocabulary."
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
-    if len(ids) and not (0 <= ids.min() and ids.max() < vocab_size): raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {ids.min()}..{ids.max()}")
+    if len(ids) and not (0 <= ids.min() and ids.max() < vocab_size):
+        raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {ids.min()}..{ids.max()}")
     return ids
 
 # %% ../../nbs/core/42_ngram.ipynb #c015
@@ -190,11 +191,16 @@ class NgramAsLM(LM):
 def _tables_hash(ngram: NgramLM) -> str:
     "sha256 over the tables."
     from arlm_nb.core.lm import tensors_hash
-    return tensors_hash({f"{k}.{name}": torch.from_numpy(getattr(o, name)) for k, o in enumerate(ngram.orders) for name in ("keys", "counts", "discounts")})
+
+    return tensors_hash(
+        {f"{k}.{name}": torch.from_numpy(getattr(o, name)) for k, o in enumerate(ngram.orders) for name in ("keys", "counts", "discounts")}
+    )
+
 
 def _forward(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
     "One distribution for each position; the cache holds the tokens seen."
-    if ids is None or mask is not None or positions is not None: raise ValueError("an n-gram model reads token ids in causal order: embeds, mask and positions must be None")
+    if ids is None or mask is not None or positions is not None:
+        raise ValueError("an n-gram model reads token ids in causal order: embeds, mask and positions must be None")
     ids = check_ids(ids, self.vocab_size)
     past = ids[:, :0] if cache is None or cache.states[0] is None else cache.states[0]
     seen, start = torch.cat([past, ids], 1), past.shape[1]

@@ -30,7 +30,8 @@ class Test(NamedTuple):
 def _numbers(values, least: int = 1) -> np.ndarray:
     "A float array with at least `least` rows and no NaN."
     values = np.asarray(values.detach().cpu() if torch.is_tensor(values) else values, dtype=float)
-    if values.ndim == 0 or len(values) < least: raise ValueError(f"at least {least} value(s) needed, got {values.size if values.ndim else 'a single number'}")
+    if values.ndim == 0 or len(values) < least:
+        raise ValueError(f"at least {least} value(s) needed, got {values.size if values.ndim else 'a single number'}")
     if np.isnan(values).any(): raise ValueError("values must not hold NaN")
     return values
 
@@ -116,8 +117,10 @@ def chi_square(
     "Pearson's chi-square test of fit; cells that expect fewer than 5 are joined. A count where the probability is 0 gives p = 0."
     from scipy.special import chdtrc
     counts, probabilities = _numbers(counts), _numbers(probabilities)
-    if counts.shape != probabilities.shape: raise ValueError(f"counts and probabilities need one shape, got {list(counts.shape)} and {list(probabilities.shape)}")
-    if abs(probabilities.sum() - 1) > 1e-6 or (probabilities < 0).any(): raise ValueError(f"probabilities must be >= 0 and sum to 1, got {probabilities.sum():.6g}")
+    if counts.shape != probabilities.shape:
+        raise ValueError(f"counts and probabilities need one shape, got {list(counts.shape)} and {list(probabilities.shape)}")
+    if abs(probabilities.sum() - 1) > 1e-6 or (probabilities < 0).any():
+        raise ValueError(f"probabilities must be >= 0 and sum to 1, got {probabilities.sum():.6g}")
     if counts[probabilities == 0].any(): return Test(float("inf"), 0.0, int((probabilities > 0).sum()))
     observed, expected = _pool(counts[probabilities > 0], probabilities[probabilities > 0] * counts.sum())
     dof = len(expected) - 1
@@ -172,7 +175,8 @@ def same_distribution(
 ) -> Test:
     "Chi-square test that samples of sequences follow the given distribution; a sequence that is not listed gives p = 0."
     samples, sequences = (np.ascontiguousarray(np.asarray(s), dtype=np.int64) for s in (samples, sequences))
-    if samples.ndim != 2 or samples.shape[1:] != sequences.shape[1:]: raise ValueError(f"samples must be [N, {sequences.shape[1]}], got {list(samples.shape)}")
+    if samples.ndim != 2 or samples.shape[1:] != sequences.shape[1:]:
+        raise ValueError(f"samples must be [N, {sequences.shape[1]}], got {list(samples.shape)}")
     _, code = np.unique(np.concatenate([sequences, samples]), axis=0, return_inverse=True)
     code = code.reshape(-1)
     counts = np.bincount(code[len(sequences):], minlength=code.max() + 1)

@@ -24,7 +24,9 @@ def washes(
     zero = low if center is None else center
     reach = max(high - zero, zero - low) or 1
     share = lambda v: max(-1.0, min(1.0, (float(v) - zero) / reach))
-    return [f"rgba({'249,100,32' if share(v) >= 0 else '27,98,175'},{0.62 * abs(share(v)):.2f})" if finite(v) else "transparent" for v in values]
+    return [
+        f"rgba({'249,100,32' if share(v) >= 0 else '27,98,175'},{0.62 * abs(share(v)):.2f})" if finite(v) else "transparent" for v in values
+    ]
 
 # %% ../../nbs/core/81_views.ipynb #c007
 _css = """

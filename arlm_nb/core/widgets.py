@@ -28,11 +28,16 @@ class TokenStrip(View):
     def _check(self):
         self.values = [None if v is None else float(v) for v in self.values]
         if len(self.tokens) != len(self.values): raise ValueError(f"{len(self.tokens)} tokens need as many values, got {len(self.values)}")
-        if self.hover is not None and len(self.hover) != len(self.tokens): raise ValueError(f"{len(self.tokens)} tokens need as many hover texts, got {len(self.hover)}")
+        if self.hover is not None and len(self.hover) != len(self.tokens):
+            raise ValueError(f"{len(self.tokens)} tokens need as many hover texts, got {len(self.hover)}")
 
     def hovers(self) -> list[str]:
         "What is shown over each token."
-        return list(self.hover) if self.hover is not None else [f"{shown(t)}\n{self.label} {v:.4g}" if finite(v) else shown(t) for t, v in zip(self.tokens, self.values)]
+        return (
+            list(self.hover)
+            if self.hover is not None
+            else [f"{shown(t)}\n{self.label} {v:.4g}" if finite(v) else shown(t) for t, v in zip(self.tokens, self.values)]
+        )
 
     def _body(self) -> str:
         text = [shown(t) + ("\n" if "\n" in t else "") for t in self.tokens]
@@ -61,8 +66,18 @@ def _strip_figure(self):
     z = [pad([math.nan if not finite(v) else v for v in (self.values[i] if self.values else None for _, i in r)], math.nan) for r in rows]
     text, over = [pad([c for c, _ in r], "") for r in rows], [pad([hover[i] for _, i in r], "") for r in rows]
     known = [v for v in self.values if finite(v)]
-    fig = heatmap(z, text=text, hover=over, unit=self.label, center=self.center, limits=self.limits or (min(known, default=0), max(known, default=1)), height=70 + 24 * max(len(rows), 4),
-                  margin=dict(l=8, r=8, t=16, b=8), xaxis_visible=False, yaxis_visible=False)
+    fig = heatmap(
+        z,
+        text=text,
+        hover=over,
+        unit=self.label,
+        center=self.center,
+        limits=self.limits or (min(known, default=0), max(known, default=1)),
+        height=70 + 24 * max(len(rows), 4),
+        margin=dict(l=8, r=8, t=16, b=8),
+        xaxis_visible=False,
+        yaxis_visible=False,
+    )
     fig.update_traces(xgap=0, ygap=2, textfont=dict(family="monospace", size=13), hoverongaps=False)
     return fig if self.center is not None else fig.update_traces(colorscale=[[2 * s - 1, c] for s, c in diverging[2:]])
 
@@ -92,12 +107,21 @@ class LayerHeatmap(View):
         for name in ("values", "text", "hover"):
             rows = getattr(self, name)
             if rows is not None and [len(r) for r in rows] != [len(self.tokens)] * len(self.layers):
-                raise ValueError(f"{name} must be [{len(self.layers)}, {len(self.tokens)}], got [{len(rows)}, {sorted({len(r) for r in rows})}]")
+                raise ValueError(
+                    f"{name} must be [{len(self.layers)}, {len(self.tokens)}], got [{len(rows)}, {sorted({len(r) for r in rows})}]"
+                )
 
     def _cells(self) -> tuple[list, list]: # text [L][T], hover [L][T]
         number = lambda v: f"{v:.3g}" if finite(v) else ""
-        text = [[shown(str(t)) for t in row] for row in self.text] if self.text is not None else [[number(v) for v in row] for row in self.values]
-        over = self.hover or [[f"layer {l}, {shown(t)!r}\n{self.label} {number(v)}" for t, v in zip(self.tokens, row)] for l, row in zip(self.layers, self.values)]
+        text = (
+            [[shown(str(t)) for t in row] for row in self.text]
+            if self.text is not None
+            else [[number(v) for v in row] for row in self.values]
+        )
+        over = self.hover or [
+            [f"layer {l}, {shown(t)!r}\n{self.label} {number(v)}" for t, v in zip(self.tokens, row)]
+            for l, row in zip(self.layers, self.values)
+        ]
         return text, over
 
 # %% ../../nbs/core/81_widgets.ipynb #c010
@@ -105,8 +129,14 @@ def _heat_body(self) -> str:
     text, over = self._cells()
     flat = iter(washes([v for row in self.values for v in row], self.limits, self.center))
     colors = [[next(flat) for _ in row] for row in self.values]
-    rows = ["<tr><th>" + escape(str(layer)) + "</th>" + "".join(cell_html("td", *c, f"[{i},{j}]") for j, c in enumerate(zip(text[i], colors[i], over[i]))) + "</tr>"
-            for i, layer in enumerate(self.layers)]
+    rows = [
+        "<tr><th>"
+        + escape(str(layer))
+        + "</th>"
+        + "".join(cell_html("td", *c, f"[{i},{j}]") for j, c in enumerate(zip(text[i], colors[i], over[i])))
+        + "</tr>"
+        for i, layer in enumerate(self.layers)
+    ]
     foot = "<tr><th></th>" + "".join(f"<th>{escape(shown(t))}</th>" for t in self.tokens) + "</tr>"
     return f'<div class="dim">{escape(self.label)}</div><div class="wide"><table class="heat">{"".join(rows[::-1])}{foot}</table></div>'
 
@@ -116,8 +146,17 @@ def _heat_figure(self):
     from arlm_nb.core.plotting import heatmap
     text, over = self._cells()
     z = [[v if finite(v) else math.nan for v in row] for row in self.values]
-    return heatmap(z, [shown(t) for t in self.tokens], self.layers, text=text, hover=[[str(h).replace("\n", "<br>") for h in row] for row in over],
-                   unit=self.label, limits=self.limits, center=self.center, margin=dict(l=60, r=24, t=20, b=48))
+    return heatmap(
+        z,
+        [shown(t) for t in self.tokens],
+        self.layers,
+        text=text,
+        hover=[[str(h).replace("\n", "<br>") for h in row] for row in over],
+        unit=self.label,
+        limits=self.limits,
+        center=self.center,
+        margin=dict(l=60, r=24, t=20, b=48),
+    )
 
 LayerHeatmap._body, LayerHeatmap.figure = _heat_body, _heat_figure
 
@@ -136,7 +175,9 @@ def replay(
 
 def _note(step: dict) -> str:
     "The step's other fields in one line."
-    rest = {k: v for k, v in step.items() if k not in ("position", "token", "tokens", "candidates") and isinstance(v, (int, float, str, bool))}
+    rest = {
+        k: v for k, v in step.items() if k not in ("position", "token", "tokens", "candidates") and isinstance(v, (int, float, str, bool))
+    }
     return " · ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items())
 
 # %% ../../nbs/core/81_widgets.ipynb #c014
@@ -161,25 +202,52 @@ class DecoderPlayer(View):
         out = []
         for step, (ids, logprobs, at) in zip(self.generation.steps, replay(self.generation.steps)):
             probability = [math.exp(l) if finite(l) else None for l in logprobs]
-            bars = [[shown(self.token(i)), float(p), int(i) == int(ids[at])] for i, p in step.get("candidates", [])[:self.candidates]] if ids else []
-            out.append({"shown": [[self.token(i), c] for i, c in zip(ids, washes(probability, (0, 1)))], "at": at, "candidates": bars, "note": _note(step)})
+            bars = (
+                [[shown(self.token(i)), float(p), int(i) == int(ids[at])] for i, p in step.get("candidates", [])[: self.candidates]]
+                if ids
+                else []
+            )
+            out.append(
+                {
+                    "shown": [[self.token(i), c] for i, c in zip(ids, washes(probability, (0, 1)))],
+                    "at": at,
+                    "candidates": bars,
+                    "note": _note(step),
+                }
+            )
         return out
 
     def _data(self) -> dict:
         prompt = [int(i) for i in self.generation.prompt_ids]
-        return {"steps": self._steps(), "prompt": self.tokenizer.decode(prompt) if self.tokenizer is not None else "".join(map(self.token, prompt))}
+        return {
+            "steps": self._steps(),
+            "prompt": self.tokenizer.decode(prompt) if self.tokenizer is not None else "".join(map(self.token, prompt)),
+        }
 
 # %% ../../nbs/core/81_widgets.ipynb #c015
 def _player_strip(self) -> TokenStrip:
     "The finished text, coloured by probability."
     steps = self.generation.steps
     ids, logprobs, _ = replay(steps)[-1] if steps else ([], [], 0)
-    return TokenStrip([self.token(i) for i in ids], [math.exp(l) if finite(l) else None for l in logprobs], label="probability of each token", limits=(0, 1))
+    return TokenStrip(
+        [self.token(i) for i in ids],
+        [math.exp(l) if finite(l) else None for l in logprobs],
+        label="probability of each token",
+        limits=(0, 1),
+    )
+
 
 def _player_body(self) -> str:
-    rows = "".join(f"<tr><th>{n}</th><td>{escape(s['shown'][s['at']][0] if s['shown'] else '')}</td><td>{escape(', '.join(f'{c[0]} {c[1]:.2f}' for c in s['candidates']))}</td>"
-                   f"<td>{escape(s['note'])}</td></tr>" for n, s in enumerate(self._steps(), 1))
-    return _player_strip(self)._body() + f'<details><summary>steps</summary><div class="wide"><table class="heat">{rows}</table></div></details>'
+    rows = "".join(
+        f"<tr><th>{n}</th><td>{escape(s['shown'][s['at']][0] if s['shown'] else '')}</td><td>{escape(', '.join(f'{c[0]} {c[1]:.2f}' for c in s['candidates']))}</td>"
+        f"<td>{escape(s['note'])}</td></tr>"
+        for n, s in enumerate(self._steps(), 1)
+    )
+    return (
+        _player_strip(self)._body()
+        + f'<details><summary>steps</summary><div class="wide"><table class="heat">{rows}</table></div></details>'
+    )
+
 
 @property
 def _player_figure(self):
@@ -189,8 +257,25 @@ def _player_figure(self):
     if not steps: return _player_strip(self).figure
     K = max(len(s["candidates"]) for s in steps)
     cell = lambda k, part, fill: [s["candidates"][k][part] if k < len(s["candidates"]) else fill for s in steps]
-    over = [[f"{'chosen' if c else 'candidate'} {n!r}<br>probability {p:.4f}" for n, p, c in zip(*(cell(k, part, f) for part, f in ((0, ""), (1, math.nan), (2, False))))] for k in range(K)]
-    return heatmap([cell(k, 1, math.nan) for k in range(K)], [shown(s["shown"][s["at"]][0]) for s in steps], [f"{k + 1}." for k in range(K)], text=[cell(k, 0, "") for k in range(K)],
-                   hover=over, limits=(0, 1), unit="probability", x_title="token written at each step", yaxis_autorange="reversed", margin=dict(l=60, r=24, t=20, b=48))
+    over = [
+        [
+            f"{'chosen' if c else 'candidate'} {n!r}<br>probability {p:.4f}"
+            for n, p, c in zip(*(cell(k, part, f) for part, f in ((0, ""), (1, math.nan), (2, False))))
+        ]
+        for k in range(K)
+    ]
+    return heatmap(
+        [cell(k, 1, math.nan) for k in range(K)],
+        [shown(s["shown"][s["at"]][0]) for s in steps],
+        [f"{k + 1}." for k in range(K)],
+        text=[cell(k, 0, "") for k in range(K)],
+        hover=over,
+        limits=(0, 1),
+        unit="probability",
+        x_title="token written at each step",
+        yaxis_autorange="reversed",
+        margin=dict(l=60, r=24, t=20, b=48),
+    )
+
 
 DecoderPlayer._body, DecoderPlayer.figure = _player_body, _player_figure

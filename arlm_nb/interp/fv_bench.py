@@ -18,7 +18,9 @@ def effects_model(n_layers: int = 6, n_heads: int = 8, d_model: int = 128, vocab
     torch.manual_seed(seed)
     return Transformer(TransformerConfig(vocab_size, d_model=d_model, n_layers=n_layers, n_heads=n_heads, context_length=128)).eval()
 
-def time_effects(lm, length: int = 60, n_prompts: int = 25, plain_prompts: int = 2, repeat: int = 3, seed: int = 0, target_speedup: float | None = None) -> Bench:
+def time_effects(
+    lm, length: int = 60, n_prompts: int = 25, plain_prompts: int = 2, repeat: int = 3, seed: int = 0, target_speedup: float | None = None
+) -> Bench:
     "Effects of all heads on n_prompts prompts; the plain loop, a prompt at a time, is timed on a few of them and scaled."
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, lm.vocab_size, (n_prompts, length), generator=g).to(lm.device)
@@ -34,7 +36,9 @@ def time_effects(lm, length: int = 60, n_prompts: int = 25, plain_prompts: int =
             fn()
             times[name].append((time.perf_counter() - began) * (n_prompts if name == "plain" else 1))
     shape = f"{lm.n_layers} layers, {lm.n_heads} heads, d {lm.d_model}, V {lm.vocab_size}, {length} tokens, {n_prompts} prompts"
-    return Bench(f"effects of all heads, {shape}", times["ours"], times["plain"], "a full forward pass for each head", target_speedup, error=error)
+    return Bench(
+        f"effects of all heads, {shape}", times["ours"], times["plain"], "a full forward pass for each head", target_speedup, error=error
+    )
 
 # %% ../../nbs/interp/30_fv_bench.ipynb #c004
 @benchmark("interp.function_vectors")

@@ -68,13 +68,21 @@ def mean_of(hits: dict[str, np.ndarray]) -> float:
 
 def corrupted(s: Study, n: int = 32, corrupt: str = "mixed") -> dict:
     "Prompts with corrupted demonstrations, by task, other than those the effects were measured on."
-    return {t.name: encode_all(s.lm, prompts(t, n, s.n_shots, corrupt=corrupt, others=s.tasks, template=s.template, seed=s.seed + 17)) for t in s.tasks}
+    return {
+        t.name: encode_all(s.lm, prompts(t, n, s.n_shots, corrupt=corrupt, others=s.tasks, template=s.template, seed=s.seed + 17))
+        for t in s.tasks
+    }
 
 # %% ../../nbs/interp/18_fv_experiments.ipynb #c006
 def random_heads(s: Study, n: int = 5) -> float:
     "Accuracy with vectors of as many random heads (the layer chosen as for ours), average of n draws."
     k = len(s.heads)
-    return float(np.mean([mean_of(left_out(by_layer(s, {t: random_heads_vector(m, k, seed=s.seed + i) for t, m in s.means.items()}))) for i in range(n)]))
+    return float(
+        np.mean(
+            [mean_of(left_out(by_layer(s, {t: random_heads_vector(m, k, seed=s.seed + i) for t, m in s.means.items()}))) for i in range(n)]
+        )
+    )
+
 
 def averages(s: Study, n_prompts: int = 64, **options) -> float:
     "Accuracy with the average residual stream of each layer."
@@ -90,8 +98,11 @@ def wrong_task(s: Study) -> float:
     return float(np.mean([mean_of(s.score(w, best)) for w in turned]))
 
 # %% ../../nbs/interp/18_fv_experiments.ipynb #c009
-@claim("function_vectors", paper="GPT-J, six tasks: zero-shot 5.5% -> 57.5% with the function vector, shuffled 10-shot 39.1% -> 90.8%; layer average 9.5% and 79.5%",
-       threshold="zero-shot with the vector >= without + 0.3 and a wrong task's <= 1/K + 0.1; >= random heads + 0.25; mixed prompts >= without + 0.1; top quarter of heads holds >= 60% of positive effect")
+@claim(
+    "function_vectors",
+    paper="GPT-J, six tasks: zero-shot 5.5% -> 57.5% with the function vector, shuffled 10-shot 39.1% -> 90.8%; layer average 9.5% and 79.5%",
+    threshold="zero-shot with the vector >= without + 0.3 and a wrong task's <= 1/K + 0.1; >= random heads + 0.25; mixed prompts >= without + 0.1; top quarter of heads holds >= 60% of positive effect",
+)
 def function_vectors_claim(seed: int = 0) -> list[Measured]:
     "Eight abstract maps on `icl-tasks`, three of twelve heads chosen by their effect on mixed-task prompts."
     from arlm_nb.core.checkpoints import load_lm
@@ -104,11 +115,48 @@ def function_vectors_claim(seed: int = 0) -> list[Measured]:
     mixed, mixed_alone = left_out(by_layer(s, s.vectors, bad)), mean_of(s.score(None, None, bad))
     average, chance = averages(s), s.effects.share(0.25)
     shuffle = head_effects(s.lm, s.tasks, n_prompts=16, corrupt="shuffle", means=s.means, template=s.template, n_shots=s.n_shots, seed=seed)
-    return [Measured(ours, alone, "accuracy", ours >= alone + 0.3 and wrong <= 1 / K + 0.1, wrong, interval, f"ablation: another task's vector; layer average {average:.2f}; tasks with a shared alphabet {mean_of(shared):.2f}", "zero-shot"),
-            Measured(ours, random, "accuracy", ours >= random + 0.25, None, interval, "baseline: three random heads, five draws", "against random heads"),
-            Measured(mean_of(mixed), mixed_alone, "accuracy", mean_of(mixed) >= mixed_alone + 0.1, None, bootstrap(np.stack(list(mixed.values()), 1), seed=seed), "demonstrations of other tasks", "corrupted prompts"),
-            Measured(chance, 0.25, "share of positive effect", chance >= 0.6, float(shuffle.aie.max()), None,
-                     f"largest AIE {float(s.effects.aie.max()):.2f} on mixed prompts; ablation: the largest on shuffled ones", "concentration")]
+    return [
+        Measured(
+            ours,
+            alone,
+            "accuracy",
+            ours >= alone + 0.3 and wrong <= 1 / K + 0.1,
+            wrong,
+            interval,
+            f"ablation: another task's vector; layer average {average:.2f}; tasks with a shared alphabet {mean_of(shared):.2f}",
+            "zero-shot",
+        ),
+        Measured(
+            ours,
+            random,
+            "accuracy",
+            ours >= random + 0.25,
+            None,
+            interval,
+            "baseline: three random heads, five draws",
+            "against random heads",
+        ),
+        Measured(
+            mean_of(mixed),
+            mixed_alone,
+            "accuracy",
+            mean_of(mixed) >= mixed_alone + 0.1,
+            None,
+            bootstrap(np.stack(list(mixed.values()), 1), seed=seed),
+            "demonstrations of other tasks",
+            "corrupted prompts",
+        ),
+        Measured(
+            chance,
+            0.25,
+            "share of positive effect",
+            chance >= 0.6,
+            float(shuffle.aie.max()),
+            None,
+            f"largest AIE {float(s.effects.aie.max()):.2f} on mixed prompts; ablation: the largest on shuffled ones",
+            "concentration",
+        ),
+    ]
 
 # %% ../../nbs/interp/18_fv_experiments.ipynb #c011
 def tour_section(lm=None) -> dict:  # title, markdown, rows, figures
@@ -120,22 +168,51 @@ def tour_section(lm=None) -> dict:  # title, markdown, rows, figures
         setting = dict(tasks=map_tasks(), template=MAPS, n_shots=5, n_heads=3)
     except (AssertionError, ValueError, AttributeError):
         names = ["antonym", "country_capital", "plural", "past_tense", "capitalise", "english_french"]
-        setting = dict(tasks=list(builtin_tasks(names).values()), template=Template(), n_shots=5, n_heads=min(10, max(1, lm.n_layers * lm.n_heads // 10)))
+        setting = dict(
+            tasks=list(builtin_tasks(names).values()),
+            template=Template(),
+            n_shots=5,
+            n_heads=min(10, max(1, lm.n_layers * lm.n_heads // 10)),
+        )
     title = "A task as a vector"
-    try: s = study(lm, n_prompts=24, n_effect_prompts=12, **setting)
+    try:
+        s = study(lm, n_prompts=24, n_effect_prompts=12, **setting)
     except ValueError as e:
-        if "nothing to extract" not in str(e): raise
-        return {"title": title, "markdown": f"`{lm.name}` does not do these tasks in context ({e}), so there is no vector to find. A model that does: `icl-tasks`.", "rows": [], "figures": []}
+        if "nothing to extract" not in str(e):
+            raise
+        return {
+            "title": title,
+            "markdown": f"`{lm.name}` does not do these tasks in context ({e}), so there is no vector to find. A model that does: `icl-tasks`.",
+            "rows": [],
+            "figures": [],
+        }
     return {"title": title} | _tour_parts(s)
 
 def _tour_parts(s: Study) -> dict:
     from arlm_nb.core.plotting import bars
-    alone, hits, shown = s.score(None, None), left_out(by_layer(s, s.vectors)), s.score(None, None, {t.name: encode_all(s.lm, prompts(t, 12, s.n_shots, template=s.template, seed=s.seed + 5)) for t in s.tasks})
-    rows = [{"task": n, "without": float(alone[n].mean()), "with the vector": float(hits[n].mean()), f"with {s.n_shots} examples": float(shown[n].mean())} for n in hits]
+
+    alone, hits, shown = (
+        s.score(None, None),
+        left_out(by_layer(s, s.vectors)),
+        s.score(None, None, {t.name: encode_all(s.lm, prompts(t, 12, s.n_shots, template=s.template, seed=s.seed + 5)) for t in s.tasks}),
+    )
+    rows = [
+        {
+            "task": n,
+            "without": float(alone[n].mean()),
+            "with the vector": float(hits[n].mean()),
+            f"with {s.n_shots} examples": float(shown[n].mean()),
+        }
+        for n in hits
+    ]
     rows.append({"task": "all", "without": mean_of(alone), "with the vector": mean_of(hits), f"with {s.n_shots} examples": mean_of(shown)})
     where = ", ".join(f"{l}.{h}" for l, h in s.heads)
-    text = (f"Demonstrations of mixed tasks tell `{s.lm.name}` nothing; putting *one head's* usual output back tells which heads carry the task. The {len(s.heads)} strongest of "
-            f"{s.lm.n_layers * s.lm.n_heads} (layer.head {where}) are summed into one vector for each task. Added at the last token of a prompt without any example, it lifts the share of right answers from {mean_of(alone):.0%} to {mean_of(hits):.0%}.")
+    text = (
+        f"Demonstrations of mixed tasks tell `{s.lm.name}` nothing; putting *one head's* usual output back tells which heads carry the task. The {len(s.heads)} strongest of "
+        f"{s.lm.n_layers * s.lm.n_heads} (layer.head {where}) are summed into one vector for each task. Added at the last token of a prompt without any example, it lifts the share of right answers from {mean_of(alone):.0%} to {mean_of(hits):.0%}."
+    )
     columns = [k for k in rows[0] if k != "task"]
-    figure = bars({c: {r["task"]: r[c] for r in rows} for c in columns}, value_title="accuracy", title="Zero-shot, with the vector, and in context")
+    figure = bars(
+        {c: {r["task"]: r[c] for r in rows} for c in columns}, value_title="accuracy", title="Zero-shot, with the vector, and in context"
+    )
     return {"markdown": text, "rows": rows, "figures": [s.effects.plot(chosen=s.heads), figure]}

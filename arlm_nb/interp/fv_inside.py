@@ -58,7 +58,9 @@ def vocabulary_reconstruction(lm, vector,  # [d] or several at once [n, d]
     return Reconstruction(F.normalize(x.detach(), dim=-1) * v.norm(dim=-1, keepdim=True), kl.detach(), losses)
 
 # %% ../../nbs/interp/16_fv_inside.ipynb #c008
-def best_offset(lm, task: ICLTask, *, blank: str = "", steps: int = 200, lr: float = 0.1, seed: int = 0) -> tuple[Tensor, float]:  # ([d], accuracy)
+def best_offset(
+    lm, task: ICLTask, *, blank: str = "", steps: int = 200, lr: float = 0.1, seed: int = 0
+) -> tuple[Tensor, float]:  # ([d], accuracy)
     "The constant embedding offset with the lowest cross-entropy on all pairs of a task (last token of x to first token of y)."
     x = torch.tensor([lm.tokenizer.encode(blank + a)[-1] for a, _ in task.pairs], device=lm.device)
     y = torch.tensor([lm.tokenizer.encode(blank + b)[0] for _, b in task.pairs], device=lm.device)
@@ -99,7 +101,14 @@ def prefix_matching_score(lm, *, length: int | None = None, n: int = 8, seed: in
     length = length or min(50, lm.context_length // 2)
     if not 2 <= length <= lm.context_length // 2: raise ValueError(f"length must be in 2..{lm.context_length // 2}, got {length}")
     g = torch.Generator().manual_seed(seed)
-    once = torch.stack([torch.randperm(lm.vocab_size, generator=g)[:length] if lm.vocab_size >= length else torch.randint(lm.vocab_size, (length,), generator=g) for _ in range(n)])
+    once = torch.stack(
+        [
+            torch.randperm(lm.vocab_size, generator=g)[:length]
+            if lm.vocab_size >= length
+            else torch.randint(lm.vocab_size, (length,), generator=g)
+            for _ in range(n)
+        ]
+    )
     with lm.record("pattern") as seen: lm(torch.cat([once, once], 1).to(lm.device))
     i = torch.arange(length, 2 * length - 1)
     return seen.stack("pattern")[..., i, i - length + 1].float().mean((1, 3))
@@ -125,7 +134,9 @@ def parallelogram(lm, tasks: dict[tuple[int, int], ICLTask],  # the four corners
                   n_prompts: int = 64, n_shots: int = 5, template: Template | str = Template(), seed: int = 0):
     "Each corner from the other three: accuracy of the model alone, in context, with its own vector, the composed one, and the opposite corner's."
     import pandas as pd
-    if set(tasks) != {(a, b) for a in (0, 1) for b in (0, 1)}: raise ValueError(f"the corners must be (0, 0), (0, 1), (1, 0), (1, 1), got {sorted(tasks)}")
+
+    if set(tasks) != {(a, b) for a in (0, 1) for b in (0, 1)}:
+        raise ValueError(f"the corners must be (0, 0), (0, 1), (1, 0), (1, 1), got {sorted(tasks)}")
     rows = []
     for (a, b), task in tasks.items():
         zero, shown = (encode_all(lm, prompts(task, n_prompts, n, template=template, seed=seed)) for n in (0, n_shots))

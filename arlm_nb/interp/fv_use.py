@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.generation import check_budget, encode_prompts, greedy, register_decoder, sample
 from .head_effects import HeadEffects, HeadMeans, per_task
-from .icl_tasks import ICLTask, Template, majority_label, prompt, prompts
+from .icl_tasks import ICLTask, Template, majority_label, prompts
 from .icl_tokens import batches, encode_all
 from .last_position import last_only
 
@@ -24,7 +24,8 @@ def as_vector(vector, lm=None) -> Tensor:  # [d]
     "The tensor of a FunctionVector or a plain one; of another model or width it is refused."
     if hasattr(vector, "check") and lm is not None: vector.check(lm)
     v = getattr(vector, "vector", vector)
-    if lm is not None and tuple(v.shape) != (lm.d_model,): raise ValueError(f"the vector must have shape [{lm.d_model}] for {lm.name}, got {list(v.shape)}")
+    if lm is not None and tuple(v.shape) != (lm.d_model,):
+        raise ValueError(f"the vector must have shape [{lm.d_model}] for {lm.name}, got {list(v.shape)}")
     return v
 
 def check_layer(lm, layer: int) -> int:
@@ -95,12 +96,21 @@ def evaluate(lm,
         p = first.softmax(-1).gather(1, b.first[:, None])[:, 0].tolist()
         for row, i in enumerate(b.rows):
             source = encoded[i].prompt
-            rows[i] = {"task": source.task, "query": source.query, "answer": (source.answer or "").strip(), "rank": rank[row], "logprob": logp[row], "probability": p[row]}
+            rows[i] = {
+                "task": source.task,
+                "query": source.query,
+                "answer": (source.answer or "").strip(),
+                "rank": rank[row],
+                "logprob": logp[row],
+                "probability": p[row],
+            }
             rows[i] |= {f"top{k}": float(rank[row] < k) for k in topk}
     return pd.DataFrame(rows)
 
 @torch.no_grad()
-def _scores(lm, v: Tensor | None, layer: int, b, replace: bool = False) -> tuple[Tensor, list[float]]:  # logits of the first answer token [B, V], log-probability of each answer
+def _scores(
+    lm, v: Tensor | None, layer: int, b, replace: bool = False
+) -> tuple[Tensor, list[float]]:  # logits of the first answer token [B, V], log-probability of each answer
     "Forward pass over prompts with all but the last token of their answers."
     b.first  # refuses prompts without an answer
     m, B = max(map(len, b.target)), len(b.rows)
@@ -136,7 +146,10 @@ def write_answers(lm, vector, layer: int | None, prompts: Sequence, *, max_new_t
     rows = []
     for p, g in zip(encoded, out):
         said = g.text.split(stop[0])[0] if stop else g.text
-        rows.append({"task": p.prompt.task, "query": p.prompt.query, "answer": (p.prompt.answer or "").strip(), "said": said.strip()} | text_scores(said, p.prompt.answer or ""))
+        rows.append(
+            {"task": p.prompt.task, "query": p.prompt.query, "answer": (p.prompt.answer or "").strip(), "said": said.strip()}
+            | text_scores(said, p.prompt.answer or "")
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/interp/15_fv_use.ipynb #c010
@@ -148,7 +161,9 @@ def _sweep(name: str, values: Sequence, measure: Callable):  # DataFrame: name, 
     for value in values:
         d = measure(value)
         i = wilson(int(d.top1.sum()), len(d))
-        rows.append({name: value, "top1": i.value, "low": i.low, "high": i.high, "probability": d["probability"].mean(), "rank": d["rank"].mean()})
+        rows.append(
+            {name: value, "top1": i.value, "low": i.low, "high": i.high, "probability": d["probability"].mean(), "rank": d["rank"].mean()}
+        )
     return pd.DataFrame(rows)
 
 def layer_sweep(lm, vector, prompts: Sequence, layers: Sequence[int] | None = None, *, scale: float = 1.0):
@@ -161,7 +176,9 @@ def scale_sweep(lm, vector, layer: int, prompts: Sequence, scales: Sequence[floa
     encoded = encode_all(lm, prompts)
     return _sweep("scale", scales, lambda s: evaluate(lm, vector, layer, encoded, scale=s))
 
-def head_count_sweep(lm, means: HeadMeans | Tensor, effects: HeadEffects, layer: int, prompts: Sequence, counts: Sequence[int] | None = None):
+def head_count_sweep(
+    lm, means: HeadMeans | Tensor, effects: HeadEffects, layer: int, prompts: Sequence, counts: Sequence[int] | None = None
+):
     "Accuracy with the sum of the 1, 2, ... strongest heads."
     encoded, out = encode_all(lm, prompts), getattr(means, "out", means)
     order = effects.top(out.shape[0] * out.shape[1])
@@ -183,8 +200,26 @@ def task_report(lm, tasks: Sequence[ICLTask], *, n_shots: int = 10, n_prompts: i
 # %% ../../nbs/interp/15_fv_use.ipynb #c012
 NAMES = [("Q:", "A:"), ("question:", "answer:"), ("x:", "y:"), ("input:", "output:"), ("A:", "B:"), ("in:", "out:"), ("X:", "Y:"),
          ("word:", "answer:"), ("Input ->", "Output ->"), ("Text:", "Label:"), ("Q.", "A."), ("left:", "right:")]
-SEPARATORS = [("\n", "\n\n"), (" ", "\n"), ("\n", "\n"), ("; ", "\n"), (" | ", "\n"), (", ", "\n"), ("\n\n", "\n\n\n"), ("\t", "\n"), (" - ", "\n\n"), (" / ", "\n")]
-SENTENCES = ['The word "{x}" can be said in another way:', "When I hear {x}, I think of", "{x} and", 'In short, "{x}" goes with', "Do you know the word {x}? It belongs to"]
+SEPARATORS = [
+    ("\n", "\n\n"),
+    (" ", "\n"),
+    ("\n", "\n"),
+    ("; ", "\n"),
+    (" | ", "\n"),
+    (", ", "\n"),
+    ("\n\n", "\n\n\n"),
+    ("\t", "\n"),
+    (" - ", "\n\n"),
+    (" / ", "\n"),
+]
+SENTENCES = [
+    'The word "{x}" can be said in another way:',
+    "When I hear {x}, I think of",
+    "{x} and",
+    'In short, "{x}" goes with',
+    "Do you know the word {x}? It belongs to",
+]
+
 
 def random_templates(n: int = 15, seed: int = 0) -> list[Template]:
     "n of the 120 combinations of names and separators."
@@ -192,13 +227,30 @@ def random_templates(n: int = 15, seed: int = 0) -> list[Template]:
     every = [(a, b) for a in NAMES for b in SEPARATORS]
     return [Template(f"{q} {{x}}{s}{a} {{y}}{e}") for (q, a), (s, e) in random.Random(f"templates {seed}").sample(every, n)]
 
-def portability(lm, vector, layer: int, task: ICLTask, templates: Sequence[Template] | None = None, *, n_shots: int = 0, n_prompts: int = 32, seed: int = 0, **settings):
+def portability(
+    lm,
+    vector,
+    layer: int,
+    task: ICLTask,
+    templates: Sequence[Template] | None = None,
+    *,
+    n_shots: int = 0,
+    n_prompts: int = 32,
+    seed: int = 0,
+    **settings,
+):
     "Top-1 accuracy under other templates, with and without the vector."
     import pandas as pd
     rows = []
     for t in random_templates(seed=seed) if templates is None else templates:
         some = encode_all(lm, prompts(task, n_prompts, n_shots, template=t, seed=seed, **settings))
-        rows.append({"template": t.start + t.example, "without": evaluate(lm, None, None, some).top1.mean(), "with": evaluate(lm, vector, layer, some).top1.mean()})
+        rows.append(
+            {
+                "template": t.start + t.example,
+                "without": evaluate(lm, None, None, some).top1.mean(),
+                "with": evaluate(lm, vector, layer, some).top1.mean(),
+            }
+        )
     return pd.DataFrame(rows)
 
 def natural_text(lm, vector, layer: int, task: ICLTask, sentences: Sequence[str] = SENTENCES, *, n: int = 10, max_new_tokens: int = 5,
@@ -211,5 +263,9 @@ def natural_text(lm, vector, layer: int, task: ICLTask, sentences: Sequence[str]
     plain = greedy(lm, texts, max_new_tokens=max_new_tokens)
     moved = fv_decoder(lm, texts, max_new_tokens=max_new_tokens, vector=vector, layer=layer, positions=positions)
     hit = lambda g, y: float(y in g.text)
-    return pd.DataFrame([{"sentence": s, "query": x, "answer": y, "without": a.text, "with": b.text, "hit_without": hit(a, y), "hit_with": hit(b, y)}
-                         for (s, x, y), a, b in zip(cases, plain, moved)])
+    return pd.DataFrame(
+        [
+            {"sentence": s, "query": x, "answer": y, "without": a.text, "with": b.text, "hit_without": hit(a, y), "hit_with": hit(b, y)}
+            for (s, x, y), a, b in zip(cases, plain, moved)
+        ]
+    )

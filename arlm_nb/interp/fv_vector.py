@@ -40,8 +40,12 @@ class FunctionVector:
 
     def check(self, lm):
         "Refuse another model."
-        if tuple(self.vector.shape) != (lm.d_model,): raise ValueError(f"this vector of {self.task!r} has {self.vector.numel()} dimensions, {lm.name} has d_model {lm.d_model}")
-        if self.model and self.model != model_hash(lm): raise ValueError(f"this vector of {self.task!r} belongs to the model {self.model[:8]}…, not to {lm.name} ({model_hash(lm)[:8]}…)")
+        if tuple(self.vector.shape) != (lm.d_model,):
+            raise ValueError(f"this vector of {self.task!r} has {self.vector.numel()} dimensions, {lm.name} has d_model {lm.d_model}")
+        if self.model and self.model != model_hash(lm):
+            raise ValueError(
+                f"this vector of {self.task!r} belongs to the model {self.model[:8]}…, not to {lm.name} ({model_hash(lm)[:8]}…)"
+            )
         return self
 
     def __add__(self, other): return self._with(other, +1)
@@ -87,7 +91,8 @@ def function_vector(means: HeadMeans | Tensor,  # of one task: [L, H, d]
     heads = [(int(l), int(h)) for l, h in heads]
     if not heads: raise ValueError("heads must not be empty")
     for l, h in heads:
-        if not (0 <= l < out.shape[0] and 0 <= h < out.shape[1]): raise ValueError(f"head ({l}, {h}) is not in layers 0..{out.shape[0] - 1}, heads 0..{out.shape[1] - 1}")
+        if not (0 <= l < out.shape[0] and 0 <= h < out.shape[1]):
+            raise ValueError(f"head ({l}, {h}) is not in layers 0..{out.shape[0] - 1}, heads 0..{out.shape[1] - 1}")
     if len(set(heads)) < len(heads): raise ValueError(f"a head is given twice: {heads}")
     more = {"task": getattr(means, "task", "")} | more
     return FunctionVector(sum(out[l, h] for l, h in heads), heads, model="" if lm is None else model_hash(lm), **more)
@@ -110,14 +115,22 @@ def layer_average(lm, task: ICLTask, layer: int, *, n_shots: int = 10, n_prompts
     return FunctionVector(total / n, [], task.name, layer, model_hash(lm), {"layer average of": n})
 
 # %% ../../nbs/interp/17_fv_vector.ipynb #c009
-def fit(lm, task: ICLTask, heads: Sequence[tuple[int, int]] | None = None, *,
-        tasks: Sequence[ICLTask] = (),  # tasks whose effects choose the heads, and which `corrupt="mixed"` draws from; default: the task alone
-        n_heads: int | None = None,  # default: a quarter of all heads, 10 at most
-        layer: int | None = None,  # default: a third of the depth
-        n_shots: int = 10, n_prompts: int = 100, n_effect_prompts: int = 25, corrupt: str = "shuffle",
-        templates: Sequence[Template] = (Template(),), seed: int = 0,
-        cache: str | Path | None = None,  # folder
-        ) -> FunctionVector:
+def fit(
+    lm,
+    task: ICLTask,
+    heads: Sequence[tuple[int, int]] | None = None,
+    *,
+    tasks: Sequence[ICLTask] = (),  # tasks whose effects choose the heads, and which `corrupt="mixed"` draws from; default: the task alone
+    n_heads: int | None = None,  # default: a quarter of all heads, 10 at most
+    layer: int | None = None,  # default: a third of the depth
+    n_shots: int = 10,
+    n_prompts: int = 100,
+    n_effect_prompts: int = 25,
+    corrupt: str = "shuffle",
+    templates: Sequence[Template] = (Template(),),
+    seed: int = 0,
+    cache: str | Path | None = None,  # folder
+) -> FunctionVector:
     "Model and task in, function vector out."
     about = dict(n_heads=n_heads, n_shots=n_shots, n_prompts=n_prompts, n_effect_prompts=n_effect_prompts, corrupt=corrupt, seed=seed,
                  templates=[[t.start, t.example] for t in templates])

@@ -66,15 +66,19 @@ def _cells(title: str, rows: list, right: str = "") -> str:
     body = "".join(f"<tr{mark(t)}><td>{html.escape(t)}</td><td>{p:.3f}</td></tr>" for t, p in rows)
     return f'<table style="display:inline-table;margin-right:2em"><thead><tr><th colspan="2">{html.escape(title)}</th></tr></thead><tbody>{body}</tbody></table>'
 
+
 def as_html(self: FunctionVectorView) -> str:
     "Accuracy, answers before and after, decoding."
     p, (without, with_) = self.study.zero[self.task][self.query], self.accuracy
     before, after = self.answers()
     right = (p.prompt.answer or "").strip()
-    head = (f"<p><b>{html.escape(self.task)}</b>: zero-shot accuracy {without:.0%} → <b>{with_:.0%}</b> with {len(self.heads)} head(s) at layer {self.layer}, scale {self.scale:g}. "
-            f"Prompt <code>{html.escape(p.prompt.text)}</code>, right answer <b>{html.escape(right)}</b>.</p>")
+    head = (
+        f"<p><b>{html.escape(self.task)}</b>: zero-shot accuracy {without:.0%} → <b>{with_:.0%}</b> with {len(self.heads)} head(s) at layer {self.layer}, scale {self.scale:g}. "
+        f"Prompt <code>{html.escape(p.prompt.text)}</code>, right answer <b>{html.escape(right)}</b>.</p>"
+    )
     words = decode_vector(self.study.lm, self.vector, 5) if self.heads else []
     return f'<div class="function-vector">{head}{_cells("before", before, right)}{_cells("with the vector", after, right)}{_cells("the vector says", words, right)}</div>'
+
 
 FunctionVectorView.html = property(as_html)
 FunctionVectorView._repr_html_ = as_html
@@ -115,10 +119,26 @@ def parallelogram_figure(table, vectors=None):  # frame of `fv_inside.parallelog
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import figure, ink, palette
     x, y = [0, 1, 0.35, 1.35], [0, 0, 1, 1]
-    label = [f"<b>{r['task']}</b><br>in context {r['in context']:.0%} · own {r['own vector']:.0%}<br>composed {r['composed']:.0%} · opposite {r['opposite corner']:.0%}" for r in table.to_dict("records")]
-    line = go.Scatter(x=[x[i] for i in (0, 1, 3, 2, 0)], y=[y[i] for i in (0, 1, 3, 2, 0)], mode="lines", line=dict(color=ink, dash="dot"), hoverinfo="skip")
-    dots = go.Scatter(x=x, y=y, mode="markers+text", text=label, textposition=["bottom center", "bottom center", "top center", "top center"],
-                      marker=dict(size=[14 + 26 * v for v in table["composed"]], color=palette[0]), hoverinfo="text")
+    label = [
+        f"<b>{r['task']}</b><br>in context {r['in context']:.0%} · own {r['own vector']:.0%}<br>composed {r['composed']:.0%} · opposite {r['opposite corner']:.0%}"
+        for r in table.to_dict("records")
+    ]
+    line = go.Scatter(
+        x=[x[i] for i in (0, 1, 3, 2, 0)],
+        y=[y[i] for i in (0, 1, 3, 2, 0)],
+        mode="lines",
+        line=dict(color=ink, dash="dot"),
+        hoverinfo="skip",
+    )
+    dots = go.Scatter(
+        x=x,
+        y=y,
+        mode="markers+text",
+        text=label,
+        textposition=["bottom center", "bottom center", "top center", "top center"],
+        marker=dict(size=[14 + 26 * v for v in table["composed"]], color=palette[0]),
+        hoverinfo="text",
+    )
     hidden = dict(visible=False)
     return figure(line, dots, title="v_AD + v_BC − v_AC: dots grow with the composed vector's accuracy", height=380, showlegend=False,
                   xaxis=hidden | dict(range=[-0.5, 1.85]), yaxis=hidden | dict(range=[-0.55, 1.55]))
@@ -128,4 +148,6 @@ def similarity_figure(names: list[str], vectors: list):  # plotly Figure
     from arlm_nb.core.plotting import heatmap
     from arlm_nb.interp.fv_inside import similarity
     s = similarity(vectors).cpu().numpy()
-    return heatmap(s, names, names, text=[[f"{v:.2f}" for v in r] for r in s], center=0, unit="cosine", title="Similarity of function vectors")
+    return heatmap(
+        s, names, names, text=[[f"{v:.2f}" for v in r] for r in s], center=0, unit="cosine", title="Similarity of function vectors"
+    )

@@ -33,7 +33,10 @@ def correct_prompts(lm, task: ICLTask, n_prompts: int, n_shots: int, *, seed: in
             right |= dict(zip(b.rows, (logits.argmax(-1) == b.first).tolist()))
         found += [p for i, p in enumerate(some) if right[i]]
         if len(found) >= n_prompts: break
-    if not found: raise ValueError(f"{lm.name} answers none of {tries * n_prompts} prompts of task {task.name!r} correctly with {n_shots} demonstrations: there is nothing to extract")
+    if not found:
+        raise ValueError(
+            f"{lm.name} answers none of {tries * n_prompts} prompts of task {task.name!r} correctly with {n_shots} demonstrations: there is nothing to extract"
+        )
     return found[:n_prompts]
 
 # %% ../../nbs/interp/14_head_effects.ipynb #c005
@@ -103,7 +106,12 @@ def frame(self: HeadEffects, level: float = 0.95, n: int = 1000, seed: int = 0):
         means = (counts @ cie.flatten(1).cpu().float() / len(cie)).view(n, *cie.shape[1:])
         low, high = means.quantile((1 - level) / 2, 0), means.quantile((1 + level) / 2, 0)
         L, H = cie.shape[1:]
-        return [more | {"layer": l, "head": h, "aie": float(cie[:, l, h].mean()), "low": float(low[l, h]), "high": float(high[l, h])} for l in range(L) for h in range(H)]
+        return [
+            more | {"layer": l, "head": h, "aie": float(cie[:, l, h].mean()), "low": float(low[l, h]), "high": float(high[l, h])}
+            for l in range(L)
+            for h in range(H)
+        ]
+
     if not self.by_role: return pd.DataFrame(rows(self.cie))
     return pd.DataFrame([r for role, cie in self.by_role.items() for r in rows(cie, role=role)])
 
@@ -112,8 +120,17 @@ def plot(self: HeadEffects, title: str = "Average indirect effect of each head",
     from arlm_nb.core.plotting import heatmap
     aie = self.aie.cpu()
     text = [[f"{v:.2f}" + (" ✓" if (l, h) in chosen else "") for h, v in enumerate(row)] for l, row in enumerate(aie.tolist())]
-    return heatmap(aie.numpy(), [f"{h}" for h in range(aie.shape[1])], [f"layer {l}" for l in range(aie.shape[0])], text=text if aie.numel() <= 200 else None,
-                   center=0, unit="ΔP", title=title, x_title="head", y_title="")
+    return heatmap(
+        aie.numpy(),
+        [f"{h}" for h in range(aie.shape[1])],
+        [f"layer {l}" for l in range(aie.shape[0])],
+        text=text if aie.numel() <= 200 else None,
+        center=0,
+        unit="ΔP",
+        title=title,
+        x_title="head",
+        y_title="",
+    )
 
 HeadEffects.frame, HeadEffects.plot = frame, plot
 
@@ -141,9 +158,14 @@ def head_effects(lm, tasks: Sequence[ICLTask], *,
     for i, task in enumerate(tasks):
         mean = (means or {}).get(task.name) or head_means(lm, task, n_shots=n_shots, n_prompts=n_mean_prompts, seed=seed + 1, **settings)
         bad = encode_all(lm, prompts(task, n_prompts, n_shots, corrupt=corrupt, others=others, seed=seed, **per_task(task, settings)))
-        parts.append(_role_effects(lm, task, bad, n_shots, seed, settings) if positions == "all" else {"": _last_effects(lm, bad, mean.z, method)})
+        parts.append(
+            _role_effects(lm, task, bad, n_shots, seed, settings) if positions == "all" else {"": _last_effects(lm, bad, mean.z, method)}
+        )
         if progress: progress(i + 1, len(tasks))
-    names, about = [t.name for t in tasks for _ in range(n_prompts)], dict(corrupt=corrupt, method=method, n_shots=n_shots, positions=positions, seed=seed)
+    names, about = (
+        [t.name for t in tasks for _ in range(n_prompts)],
+        dict(corrupt=corrupt, method=method, n_shots=n_shots, positions=positions, seed=seed),
+    )
     roles = {r: torch.cat([p[r][0] for p in parts]) for r in parts[0]} if positions == "all" else {}
     first = "query_predictive" if positions == "all" else ""
     return HeadEffects(torch.cat([p[first][0] for p in parts]), names, torch.cat([p[first][1] for p in parts]), about, roles)
@@ -201,7 +223,9 @@ def _answer_probability(lm, x: Tensor, b, hidden: bool = False) -> Tensor:  # [B
 
 def _slot_patch(lm, b, role: str, means: dict):
     "A function that puts the slot means of one role and head into z."
-    where = torch.tensor([[t < len(r) and r[t][0] == role and r[t] in means for t in range(b.ids.shape[1])] for r in b.roles], device=b.ids.device)
+    where = torch.tensor(
+        [[t < len(r) and r[t][0] == role and r[t] in means for t in range(b.ids.shape[1])] for r in b.roles], device=b.ids.device
+    )
     index = where.nonzero().tolist()
     values = torch.stack([means[b.roles[i][t]] for i, t in index]) if index else None  # [n, L, H, d_head]
     def put(z, layer, head):
@@ -212,8 +236,17 @@ def _slot_patch(lm, b, role: str, means: dict):
     return put
 
 # %% ../../nbs/interp/14_head_effects.ipynb #c015
-def cross_effects(lm, tasks: Sequence[ICLTask], means: dict[str, HeadMeans], *, n_prompts: int = 16, n_shots: int = 10, corrupt: str = "mixed",
-                  seed: int = 0, **settings) -> Tensor:  # [tasks of the prompts, tasks of the means, L, H]
+def cross_effects(
+    lm,
+    tasks: Sequence[ICLTask],
+    means: dict[str, HeadMeans],
+    *,
+    n_prompts: int = 16,
+    n_shots: int = 10,
+    corrupt: str = "mixed",
+    seed: int = 0,
+    **settings,
+) -> Tensor:  # [tasks of the prompts, tasks of the means, L, H]
     "Average effect of each task's means on each task's corrupted prompts."
     rows = []
     for task in tasks:

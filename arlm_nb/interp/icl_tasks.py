@@ -117,9 +117,21 @@ def _pieces(template: Template, demonstrations, query: str) -> tuple:
     before, sep, after, blank, end = template.parts()
     out = [(template.start, "start", 0)]
     for i, (x, y) in enumerate(demonstrations):
-        out += [(before, "structural", i), (x, "demonstration", i), (sep, "separator", i), (after, "structural+", i), (blank + y, "label", i), (end, "end_of_example", i)]
+        out += [
+            (before, "structural", i),
+            (x, "demonstration", i),
+            (sep, "separator", i),
+            (after, "structural+", i),
+            (blank + y, "label", i),
+            (end, "end_of_example", i),
+        ]
     n = len(demonstrations)
-    out += [(before, "query_structural", n), (query, "query_demonstration", n), (sep, "query_separator", n), (after, "query_structural+", n)]
+    out += [
+        (before, "query_structural", n),
+        (query, "query_demonstration", n),
+        (sep, "query_separator", n),
+        (after, "query_structural+", n),
+    ]
     return tuple(p for p in out if p[0])
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c012
@@ -165,7 +177,8 @@ def prompt(task: ICLTask,
 def _check(task: ICLTask, n: int, corrupt: str | None, others: list):
     if n < 0: raise ValueError(f"n must be >= 0, got {n}")
     if corrupt not in (None, "shuffle", "mixed"): raise ValueError(f"corrupt must be None, 'shuffle' or 'mixed', got {corrupt!r}")
-    if corrupt == "shuffle" and len(task.labels) < 2: raise ValueError(f"task {task.name!r} has one label, {task.labels[0]!r}: shuffling changes nothing")
+    if corrupt == "shuffle" and len(task.labels) < 2:
+        raise ValueError(f"task {task.name!r} has one label, {task.labels[0]!r}: shuffling changes nothing")
     if corrupt == "shuffle" and n < 2: raise ValueError(f"corrupt='shuffle' needs n >= 2 demonstrations, got {n}")
     if corrupt == "mixed" and not others: raise ValueError("corrupt='mixed' needs others: at least one other task")
 
@@ -181,7 +194,11 @@ def _draw(task: ICLTask, n: int, query: str, corrupt: str | None, rng: random.Ra
 def prompts(task: ICLTask, n_prompts: int, n: int = 10, *, queries: ICLTask | None = None, seed: int = 0, **kwargs) -> list[Prompt]:
     "Prompts with random queries (of `queries`, default the task's own); further arguments go to `prompt`."
     rng, source = random.Random(f"queries {seed} {task.name}"), queries or task
-    chosen = [x for x, _ in rng.choices(source.pairs, k=n_prompts)] if n_prompts > len(source) else [x for x, _ in rng.sample(source.pairs, n_prompts)]
+    chosen = (
+        [x for x, _ in rng.choices(source.pairs, k=n_prompts)]
+        if n_prompts > len(source)
+        else [x for x, _ in rng.sample(source.pairs, n_prompts)]
+    )
     return [prompt(task, n, x, seed=seed * 1_000_003 + i, answers=queries, **kwargs) for i, x in enumerate(chosen)]
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c019
@@ -206,13 +223,20 @@ def _maps_recipe(name: str, n_layers: int, steps: int, pair_weight: int, about: 
     config = TransformerConfig(maps.tokenizer.vocab_size, d_model=64, n_layers=n_layers, n_heads=4, context_length=64, positions="rotary")
     tasks = maps.families["word"] + maps.families["pair"] * pair_weight
     options = dict(lr=1.5e-3, schedule="one_cycle", log_every=20, checkpoint_every=100)
-    return Recipe(name, lambda: (config, maps.tokenizer), lambda _: maps.data(64, tasks=tasks), _measure_maps, steps, fit=options, about=about)
+    return Recipe(
+        name, lambda: (config, maps.tokenizer), lambda _: maps.data(64, tasks=tasks), _measure_maps, steps, fit=options, about=about
+    )
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c020
 def icl_tasks_recipe():
     "`icl-tasks`: 3 layers, 0.16M parameters."
-    return _maps_recipe("icl-tasks", 3, 1600, 1, "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations")
+    return _maps_recipe(
+        "icl-tasks", 3, 1600, 1, "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations"
+    )
+
 
 def icl_tasks_4l_recipe():
     "`icl-tasks-4l`: one layer more, trained longer, half of the rows from the two-attribute family (composition)."
-    return _maps_recipe("icl-tasks-4l", 4, 3000, 2, "In-context learner of abstract word maps, 4 layers, half of the rows two-attribute tasks (composition)")
+    return _maps_recipe(
+        "icl-tasks-4l", 4, 3000, 2, "In-context learner of abstract word maps, 4 layers, half of the rows two-attribute tasks (composition)"
+    )

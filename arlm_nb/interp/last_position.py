@@ -30,7 +30,9 @@ def attention_gain(raw: Tensor,  # [B, d] output of the projection
         scale = (added * raw * weight).sum(-1, keepdim=True) / (raw * weight).pow(2).sum(-1, keepdim=True).clamp(min=1e-20)
     gain = weight * scale
     if not torch.allclose(gain * raw, added, atol=1e-3 * float(added.abs().max()), rtol=1e-2):
-        raise ValueError("what this model adds to the residual stream is no scaled output of its attention: its head outputs cannot be told apart")
+        raise ValueError(
+            "what this model adds to the residual stream is no scaled output of its attention: its head outputs cannot be told apart"
+        )
     return gain
 
 def split_heads(lm, layer: int, z: Tensor, added: Tensor) -> Tensor:  # z [B, H, d_head], added [B, d] -> [B, H, d]
@@ -43,7 +45,11 @@ def split_heads(lm, layer: int, z: Tensor, added: Tensor) -> Tensor:  # z [B, H,
 # %% ../../nbs/interp/13_last_position.ipynb #c005
 def _needs(lm, *sites: str):
     missing = [s for s in sites if f"blocks.0.{s}" not in lm.site_names()]
-    if missing: raise ValueError(f"{lm.name} does not give {', '.join(missing)}: head outputs need the attention's parts (HFLM takes attn=, mlp= by hand)")
+    if missing:
+        raise ValueError(
+            f"{lm.name} does not give {', '.join(missing)}: head outputs need the attention's parts (HFLM takes attn=, mlp= by hand)"
+        )
+
 
 @contextmanager
 def before_head(lm, pick):
@@ -119,7 +125,10 @@ def patch_heads(run: LastPosition,
 def target_probability(lm, resid: Tensor, target: Tensor, budget: int = 1 << 24) -> Tensor:  # [B, n, d], [B] -> [B, n]
     "Probability of a token read from the end of the residual stream, a few rows at a time."
     step = max(1, budget // (resid.shape[1] * lm.vocab_size))
-    def some(r, t): return lm.unembed(lm.final_norm(r)).float().log_softmax(-1).gather(-1, t[:, None, None].expand(-1, r.shape[1], 1))[..., 0].exp()
+
+    def some(r, t):
+        return lm.unembed(lm.final_norm(r)).float().log_softmax(-1).gather(-1, t[:, None, None].expand(-1, r.shape[1], 1))[..., 0].exp()
+
     return torch.cat([some(resid[i:i + step], target[i:i + step]) for i in range(0, len(resid), step)])
 
 # %% ../../nbs/interp/13_last_position.ipynb #c012
@@ -148,4 +157,6 @@ def attribution(lm, ids: Tensor, last: Tensor, z: Tensor, target: Tensor) -> Ten
         p = lm(ids).logits[:, 0].float().softmax(-1)[rows, target]
         sites = [seen["z", l] for l in range(lm.n_layers)]
         grads = torch.autograd.grad(p.sum(), sites)
-    return torch.stack([((z[..., l, :, :] - s[rows, last]) * g[rows, last]).sum(-1).detach() for l, (s, g) in enumerate(zip(sites, grads))], 1)
+    return torch.stack(
+        [((z[..., l, :, :] - s[rows, last]) * g[rows, last]).sum(-1).detach() for l, (s, g) in enumerate(zip(sites, grads))], 1
+    )

@@ -71,8 +71,10 @@ def rows(self: LensLoss, lens: LogitLens, hidden: Tensor, target: Tensor) -> Ten
     head = self.prepared_head(lens) if target.is_floating_point() else None
     if head is not None:
         threads = torch.get_num_threads()
-        try: return kl_to_teacher(hidden, target.float(), head)
-        finally: torch.set_num_threads(threads)  # numba's first parallel region resets it to all cores where the two share an OpenMP runtime
+        try:
+            return kl_to_teacher(hidden, target.float(), head)
+        finally:
+            torch.set_num_threads(threads)  # numba's first parallel region resets it to all cores where the two share an OpenMP runtime
     targets = target.repeat(len(hidden), *[1] * (target.dim() - 1))
     return _RowLoss.apply(hidden.flatten(0, 1), targets, lens.unembed, self.chunk).view(len(hidden), -1)
 

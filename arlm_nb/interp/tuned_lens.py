@@ -16,7 +16,16 @@ import time
 from .causal_basis import Alignment, CausalBasis, ablate_layer, ablate_subspace, aitchison, causal_basis, causal_fidelity
 from .causal_basis import influence, steer, stimulus_response
 from .lens import LogitLens, TunedLens, residuals
-from .lens_applications import Anomaly, anomaly_auroc, difficulty, mlp_rows, ov_circuit, overthinking, top_tokens, trajectory_features
+from arlm_nb.interp.lens_applications import (
+    Anomaly,
+    anomaly_auroc,
+    difficulty,
+    mlp_rows,
+    ov_circuit,
+    overthinking,
+    top_tokens,
+    trajectory_features,
+)
 from .lens_bench import bench_lens_step
 from .lens_claim import measure
 from .lens_exit import exit_table, lens_early_exit
@@ -27,12 +36,53 @@ from .lens_reference import fit_reference_lens, reference_lens
 from .lens_reports import LensReport, ResidualStats, compare_lenses, evaluate_lens, residual_statistics, transfer_matrix
 from .lens_view import LensView, difference_table, lens_table
 from .trajectory import Trajectory, js_divergence, total_variation
-_all_ = ["Alignment", "CausalBasis", "ablate_layer", "ablate_subspace", "aitchison", "causal_basis", "causal_fidelity", "influence",
-         "steer", "stimulus_response", "LogitLens", "TunedLens", "residuals", "Anomaly", "anomaly_auroc", "difficulty", "mlp_rows", "ov_circuit",
-         "overthinking", "top_tokens", "trajectory_features", "bench_lens_step", "measure", "exit_table", "lens_early_exit", "fit_lens",
-         "held_out", "Inversion", "fit_dirichlet", "invert_unembedding", "LensLoss", "fit_reference_lens", "reference_lens", "LensReport",
-         "ResidualStats", "compare_lenses", "evaluate_lens", "residual_statistics", "transfer_matrix", "LensView", "difference_table",
-         "lens_table", "Trajectory", "js_divergence", "total_variation"]
+_all_ = [
+    "Alignment",
+    "CausalBasis",
+    "ablate_layer",
+    "ablate_subspace",
+    "aitchison",
+    "causal_basis",
+    "causal_fidelity",
+    "influence",
+    "steer",
+    "stimulus_response",
+    "LogitLens",
+    "TunedLens",
+    "residuals",
+    "Anomaly",
+    "anomaly_auroc",
+    "difficulty",
+    "mlp_rows",
+    "ov_circuit",
+    "overthinking",
+    "top_tokens",
+    "trajectory_features",
+    "bench_lens_step",
+    "measure",
+    "exit_table",
+    "lens_early_exit",
+    "fit_lens",
+    "held_out",
+    "Inversion",
+    "fit_dirichlet",
+    "invert_unembedding",
+    "LensLoss",
+    "fit_reference_lens",
+    "reference_lens",
+    "LensReport",
+    "ResidualStats",
+    "compare_lenses",
+    "evaluate_lens",
+    "residual_statistics",
+    "transfer_matrix",
+    "LensView",
+    "difference_table",
+    "lens_table",
+    "Trajectory",
+    "js_divergence",
+    "total_variation",
+]
 
 # %% ../../nbs/interp/01_tuned_lens.ipynb #c027
 SENTENCE = "Returns the number of elements in the list"

@@ -35,9 +35,23 @@ def bench_push(
     flat, read = v.flatten().numpy(), [t / 1 for t in time_cpu(p.sum, repeat=repeat, warm=2)]
     ours = time_cpu(lambda: debruijn_push(v, p), repeat=repeat, warm=3)
     error = float((debruijn_push(v, p).flatten() - torch.from_numpy(Q @ flat)).abs().max() * T ** K)
-    what, note = f"push, {T}^{K + 1} = {T ** (K + 1):,} transitions", "float32; floor: one read of the probabilities (a torch sum) in the same run"
-    lines = [Bench(what, ours, time_cpu(lambda: Q @ flat, repeat=repeat, warm=2), "scipy.sparse CSR", 3., min(read), error, note),
-             Bench(what, ours, time_cpu(lambda: torch.einsum("ar,art->rt", v, p), repeat=repeat, warm=2), "torch.einsum", None, min(read), error, note)]
+    what, note = (
+        f"push, {T}^{K + 1} = {T ** (K + 1):,} transitions",
+        "float32; floor: one read of the probabilities (a torch sum) in the same run",
+    )
+    lines = [
+        Bench(what, ours, time_cpu(lambda: Q @ flat, repeat=repeat, warm=2), "scipy.sparse CSR", 3.0, min(read), error, note),
+        Bench(
+            what,
+            ours,
+            time_cpu(lambda: torch.einsum("ar,art->rt", v, p), repeat=repeat, warm=2),
+            "torch.einsum",
+            None,
+            min(read),
+            error,
+            note,
+        ),
+    ]
     del Q, p
     return lines + [_bench_large(T, big_K)]
 
@@ -49,7 +63,9 @@ def _bench_large(T: int, K: int) -> Bench:
     seconds = time_cpu(lambda: debruijn_push(v, p), repeat=5)
     mass = abs(float(debruijn_push(v, p).double().sum()) - 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    note = f"float32 table {p.numel() * 4 / 1e9:.2f} GB, no index array (CSR: {p.numel() * 8 / 1e9:.2f} GB); peak of the process {peak:.2f} GB"
+    note = (
+        f"float32 table {p.numel() * 4 / 1e9:.2f} GB, no index array (CSR: {p.numel() * 8 / 1e9:.2f} GB); peak of the process {peak:.2f} GB"
+    )
     return Bench(f"push, {T}^{K + 1} = {T ** (K + 1):,} transitions", seconds, error=mass, notes=note)
 
 @benchmark("theory.markov_chains")

@@ -68,7 +68,9 @@ class Bounds:
         "DataFrame of the lower bounds of log10 eps: the paper's and the sharper one, for windows of K tokens."
         import pandas as pd
         cell = lambda tau, sharp: self.eps_lower(K, tau, sharp) / math.log(10)
-        return pd.DataFrame([{"temperature": t, "paper log10 eps": cell(t, False), "sharper log10 eps": cell(t, True)} for t in temperatures])
+        return pd.DataFrame(
+            [{"temperature": t, "paper log10 eps": cell(t, False), "sharper log10 eps": cell(t, True)} for t in temperatures]
+        )
 
 # %% ../../nbs/theory/08_markov_bounds.ipynb #c007
 def layer_norms(
@@ -105,7 +107,10 @@ def weight_bounds(
     layers = [layer_norms(one, lm.W_O(l), lm.d_model) for l, one in enumerate(parameters_by_layer(named, lm.n_layers))]
     with torch.no_grad(): B_tok = float(lm.embed(ids[None])[0].double().norm(dim=-1).sum())
     worst = float(bias.abs().max())
-    return Bounds(lm.vocab_size, radius, radius * float(lengths.sum()) + worst, _largest_logit(lm, W, radius), B_tok, layers, lm.n_heads, lm.d_model)
+    return Bounds(
+        lm.vocab_size, radius, radius * float(lengths.sum()) + worst, _largest_logit(lm, W, radius), B_tok, layers, lm.n_heads, lm.d_model
+    )
+
 
 @torch.no_grad()
 def _largest_logit(lm, W: Tensor, radius: float) -> float:
@@ -144,7 +149,10 @@ def marton_gamma(
     if N <= 600: return float(np.linalg.norm(np.triu(column[np.abs(np.subtract.outer(np.arange(N), np.arange(N)))]), 2))
     forth = lambda v: fftconvolve(v.ravel()[::-1], column)[:N][::-1]
     back = lambda v: fftconvolve(v.ravel(), column)[:N]
-    return float(svds(LinearOperator((N, N), matvec=forth, rmatvec=back, dtype=float), k=1, return_singular_vectors=False, v0=np.ones(N))[0])
+    return float(
+        svds(LinearOperator((N, N), matvec=forth, rmatvec=back, dtype=float), k=1, return_singular_vectors=False, v0=np.ones(N))[0]
+    )
+
 
 def kernel_law(P: Tensor) -> Tensor:
     "Stationary law of an ergodic kernel [d, d]; a ValueError that lists closed classes or the period otherwise."
@@ -152,7 +160,8 @@ def kernel_law(P: Tensor) -> Tensor:
     Q = window_csr(P[:, None])
     classes = closed_classes(Q)
     if len(classes) > 1: raise ValueError(f"the chain is reducible: closed classes {[c.tolist()[:8] for c in classes]}")
-    if (period := period_of(Q, classes[0])) > 1: raise ValueError(f"the chain has period {period}: it never mixes; make it lazy, (I + P) / 2")
+    if (period := period_of(Q, classes[0])) > 1:
+        raise ValueError(f"the chain has period {period}: it never mixes; make it lazy, (I + P) / 2")
     pi = torch.zeros(len(P), dtype=torch.float64)
     pi[classes[0]] = torch.from_numpy(stationary_dense(P[classes[0]][:, classes[0]].numpy()))
     return pi

@@ -27,10 +27,44 @@ from .markov_structure import (absorption, closed_classes, functional_graph, hit
 from .markov_table import ChainLM
 from .markov_window import MarkovChain, check_memory
 
-_all_ = ["MarkovChain", "Classes", "Stationary", "Cycles", "Spectrum", "Epsilon", "Doeblin", "PseudoGap", "ChainLM", "Estimate", "estimate_mixing", "loop_statistics",
-         "Projection", "order_k_projection", "Bounds", "weight_bounds", "PretrainingBound", "pretraining_bound", "icl_bound", "t_min", "marton_gamma", "FAMILIES",
-         "chain", "chains", "simulate", "icl_batch", "icl_objective", "icl_risk", "ICLRisk", "StateEncoding", "text_encoding", "model_shift", "size_laws",
-         "frequentist", "dirichlet_bayes", "compare_corpus"]
+_all_ = [
+    "MarkovChain",
+    "Classes",
+    "Stationary",
+    "Cycles",
+    "Spectrum",
+    "Epsilon",
+    "Doeblin",
+    "PseudoGap",
+    "ChainLM",
+    "Estimate",
+    "estimate_mixing",
+    "loop_statistics",
+    "Projection",
+    "order_k_projection",
+    "Bounds",
+    "weight_bounds",
+    "PretrainingBound",
+    "pretraining_bound",
+    "icl_bound",
+    "t_min",
+    "marton_gamma",
+    "FAMILIES",
+    "chain",
+    "chains",
+    "simulate",
+    "icl_batch",
+    "icl_objective",
+    "icl_risk",
+    "ICLRisk",
+    "StateEncoding",
+    "text_encoding",
+    "model_shift",
+    "size_laws",
+    "frequentist",
+    "dirichlet_bayes",
+    "compare_corpus",
+]
 
 # %% ../../nbs/theory/01_markov_chains.ipynb #c008
 def classes(self: MarkovChain) -> Classes:
@@ -78,7 +112,9 @@ def stationary(
             law[inside] = torch.from_numpy(stationary_dense(sub))
         else:
             law[inside] = 1 / len(inside)
-            law, _, steps = stationary_power(lambda v: push(v, self.p), law, lazy=period > 1, tol=tol, max_steps=max_steps, exact=self.p.dtype)
+            law, _, steps = stationary_power(
+                lambda v: push(v, self.p), law, lazy=period > 1, tol=tol, max_steps=max_steps, exact=self.p.dtype
+            )
         residuals.append(float((push(law, self.p) - law).abs().sum()))
         laws.append(law.numpy())
     return Stationary(np.stack(laws), max(residuals), steps, self)
@@ -90,7 +126,8 @@ def law(
     "The one stationary law of an ergodic chain; a ValueError lists the closed classes where there is no such law."
     if hasattr(self, "_law"): return self._law
     found = self.classes()
-    if len(found.recurrent) > 1: raise ValueError(f"{what} needs one closed class, this chain has {len(found.recurrent)}:\n{found.describe()}")
+    if len(found.recurrent) > 1:
+        raise ValueError(f"{what} needs one closed class, this chain has {len(found.recurrent)}:\n{found.describe()}")
     if found.period[0] > 1: raise ValueError(f"{what} needs an aperiodic chain:\n{found.describe()}")
     self._law = torch.from_numpy(self.stationary().windows)
     return self._law
@@ -143,12 +180,21 @@ def decay(
     "Worst distance to pi after n steps (actual: TV, entry: largest |(Q^n)_ij - pi_j|) and three bounds."
     pi, steps = self.law("decay"), np.arange(n + 1)
     eps, exact = self.epsilon(), starts is None and self.n_windows <= 4096
-    some = None if exact else torch.unique(torch.cat([torch.tensor([eps.start]), torch.linspace(0, self.n_windows - 1, starts or 64).long()]))
+    some = (
+        None if exact else torch.unique(torch.cat([torch.tensor([eps.start]), torch.linspace(0, self.n_windows - 1, starts or 64).long()]))
+    )
     actual, entry = distances(self.p.double(), pi, n, some)
     paper = (1 - 2 * eps.value) ** np.maximum(steps // self.K - 1, 0)
     positive = float(pi.min()) > 0
     singular = self.pseudo_gap().bound(steps) if positive else np.full(n + 1, np.nan)
-    columns = {"n": steps, "actual": actual, "entry": entry, "paper_bound": paper, "doeblin": self.doeblin().bound(steps), "spectral": singular}
+    columns = {
+        "n": steps,
+        "actual": actual,
+        "entry": entry,
+        "paper_bound": paper,
+        "doeblin": self.doeblin().bound(steps),
+        "spectral": singular,
+    }
     return decay_frame(columns, exact)
 
 MarkovChain.mixing_time, MarkovChain.decay = _mixing_time, decay
@@ -163,8 +209,14 @@ def temperature_sweep(
     import pandas as pd
     def row(tau):
         c = chain.with_temperature(tau)
-        return {"temperature": tau, "epsilon": c.epsilon().value, "delta": c.doeblin().delta, "gap": c.spectral_gap().gap, "t_mix": c.mixing_time(e),
-                "entropy_rate": c.stationary().entropy_rate}
+        return {
+            "temperature": tau,
+            "epsilon": c.epsilon().value,
+            "delta": c.doeblin().delta,
+            "gap": c.spectral_gap().gap,
+            "t_mix": c.mixing_time(e),
+            "entropy_rate": c.stationary().entropy_rate,
+        }
     return pd.DataFrame([row(tau) for tau in temperatures])
 
 def window_sweep(

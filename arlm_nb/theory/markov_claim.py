@@ -77,12 +77,35 @@ def _speed_claims(seed: int) -> list[Measured]:
     ordered = all(a <= b for m in speed for cold, hot in zip(m, m[1:]) for a, b in zip(cold, hot))
     margins = [coupling_margin(m, seed=seed) for m in models]
     loose = min(coupling_margin(m, seed=seed, agree=1) for m in models[1:])
-    return [Measured(worst["paper"], worst["doeblin"], "worst distance / bound", worst["paper"] <= 1 + 1e-9, worst["naive"], name="bound (1 - 2 eps)^(floor(n/K) - 1)",
-                     notes="baseline: Doeblin's bound; ablation: the formula with a window of one token"),
-            Measured(-speed[0][2][2], -speed[0][0][2], "t_mix(1/4) of the toy, tau = 2 (baseline: tau = 0.5)", ordered, -speed[0][1][2], name="heat speeds mixing",
-                     notes="holds: eps and gap never fall and t_mix never grows along tau = 0.5, 1, 2 on all four models; the ablation column is tau = 1"),
-            Measured(min(margins), None, "P(not met) + 3 sigma - exact TV, smallest", min(margins) >= 0, loose, name="coupling bounds TV",
-                     notes="ablation: stopping when one token agrees instead of the whole window")]
+    return [
+        Measured(
+            worst["paper"],
+            worst["doeblin"],
+            "worst distance / bound",
+            worst["paper"] <= 1 + 1e-9,
+            worst["naive"],
+            name="bound (1 - 2 eps)^(floor(n/K) - 1)",
+            notes="baseline: Doeblin's bound; ablation: the formula with a window of one token",
+        ),
+        Measured(
+            -speed[0][2][2],
+            -speed[0][0][2],
+            "t_mix(1/4) of the toy, tau = 2 (baseline: tau = 0.5)",
+            ordered,
+            -speed[0][1][2],
+            name="heat speeds mixing",
+            notes="holds: eps and gap never fall and t_mix never grows along tau = 0.5, 1, 2 on all four models; the ablation column is tau = 1",
+        ),
+        Measured(
+            min(margins),
+            None,
+            "P(not met) + 3 sigma - exact TV, smallest",
+            min(margins) >= 0,
+            loose,
+            name="coupling bounds TV",
+            notes="ablation: stopping when one token agrees instead of the whole window",
+        ),
+    ]
 
 # %% ../../nbs/theory/16_markov_claim.ipynb #c012
 def _icl_claims(seed: int) -> list[Measured]:
@@ -94,16 +117,46 @@ def _icl_claims(seed: int) -> list[Measured]:
     model, bayes, off = small["model"], small["exact Bayes"], small["shuffled"]
     slope, ratio, ends = ICLRisk.slope, model.at(64) / bayes.at(64), lambda low_high: tuple(float(np.ravel(v)[0]) for v in low_high)
     count = walk["counting (alpha = 1/d)"].at(64)
-    return [Measured(model.slope(), bayes.slope(), "slope of log risk, N = 16..128, Dirichlet d = 3", -.65 <= model.slope() <= -.25 and off.slope() > -.1, off.slope(),
-                     ends(model.interval(slope, 400)), name="N^(-1/2) law", notes="baseline: exact Bayes"),
-            Measured(ratio, small["counting (alpha = 1/d)"].at(64) / bayes.at(64), "risk / exact Bayes risk, Dirichlet d = 3, N = 64", ratio <= 1.6, off.at(64) / bayes.at(64),
-                     tuple(v / bayes.at(64) for v in ends(model.interval(lambda r: r.at(64), 400))), name="near Bayes", notes="baseline: counting"),
-            Measured(walk["model"].at(64), count, "mean TV, walk d = 32, N = 64", walk["model"].at(64) <= .6 * count, walk["shuffled"].at(64),
-                     ends(walk["model"].interval(lambda r: r.at(64), 400)), name="walk, ahead of counting", notes="holds at 0.6 of counting (alpha = 1/d) or less")]
+    return [
+        Measured(
+            model.slope(),
+            bayes.slope(),
+            "slope of log risk, N = 16..128, Dirichlet d = 3",
+            -0.65 <= model.slope() <= -0.25 and off.slope() > -0.1,
+            off.slope(),
+            ends(model.interval(slope, 400)),
+            name="N^(-1/2) law",
+            notes="baseline: exact Bayes",
+        ),
+        Measured(
+            ratio,
+            small["counting (alpha = 1/d)"].at(64) / bayes.at(64),
+            "risk / exact Bayes risk, Dirichlet d = 3, N = 64",
+            ratio <= 1.6,
+            off.at(64) / bayes.at(64),
+            tuple(v / bayes.at(64) for v in ends(model.interval(lambda r: r.at(64), 400))),
+            name="near Bayes",
+            notes="baseline: counting",
+        ),
+        Measured(
+            walk["model"].at(64),
+            count,
+            "mean TV, walk d = 32, N = 64",
+            walk["model"].at(64) <= 0.6 * count,
+            walk["shuffled"].at(64),
+            ends(walk["model"].interval(lambda r: r.at(64), 400)),
+            name="walk, ahead of counting",
+            notes="holds at 0.6 of counting (alpha = 1/d) or less",
+        ),
+    ]
 
-@claim("markov_chains", paper="|(Q^n)_ij - pi_j| <= (1 - 2 eps)^(floor(n/K) - 1) (proved); in-context risk ~ N^(-1/2) on Llama, Gemma, Mistral, ahead of counting at d = 700",
-       threshold="bound ratio <= 1 at tau 0.5, 1, 2; eps and gap grow, t_mix falls with tau; slope in [-0.65, -0.25], ablation > -0.1; <= 1.6 x Bayes at N = 64; "
-                 "walk d = 32 at N = 64 <= 0.6 x counting; coupling >= exact TV - 3 sigma")
+
+@claim(
+    "markov_chains",
+    paper="|(Q^n)_ij - pi_j| <= (1 - 2 eps)^(floor(n/K) - 1) (proved); in-context risk ~ N^(-1/2) on Llama, Gemma, Mistral, ahead of counting at d = 700",
+    threshold="bound ratio <= 1 at tau 0.5, 1, 2; eps and gap grow, t_mix falls with tau; slope in [-0.65, -0.25], ablation > -0.1; <= 1.6 x Bayes at N = 64; "
+    "walk d = 32 at N = 64 <= 0.6 x counting; coupling >= exact TV - 3 sigma",
+)
 def markov_chains_claim(seed: int = 0) -> list[Measured]:
     "All six parts of the claim."
     return _speed_claims(seed) + _icl_claims(seed)

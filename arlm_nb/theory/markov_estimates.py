@@ -64,7 +64,13 @@ def _coupling_end(found, n, rng):
     bands = [wilson(u, m) for u in unmet]
     curve = {"n": list(range(n + 1)), "not_met": [u / m for u in unmet], "low": [b.low for b in bands], "high": [b.high for b in bands]}
     mixed = next((t for t, b in enumerate(bands) if b.high <= .25), None)
-    return unmet[-1] / m, (bands[-1].low, bands[-1].high), "upper bound of TV between the texts of two prompts after n steps", curve, {"t_mix_upper": mixed, "pairs": m}
+    return (
+        unmet[-1] / m,
+        (bands[-1].low, bands[-1].high),
+        "upper bound of TV between the texts of two prompts after n steps",
+        curve,
+        {"t_mix_upper": mixed, "pairs": m},
+    )
 
 # %% ../../nbs/theory/12_markov_estimates.ipynb #c006
 def _overlap(lm, ids, n, rng, size, o):
@@ -84,8 +90,21 @@ def _overlap_end(found, n, rng):
     from arlm_nb.core.statistics import bootstrap
     tv, shares = found["tv"].numpy(), found["shares"][0].tolist()
     means = [bootstrap(tv[:, i], n=500) for i in range(len(shares))]
-    curve = {"shared": shares, "mean": [m.value for m in means], "low": [m.low for m in means], "high": [m.high for m in means], "worst": tv.max(0).tolist()}
-    return float(tv[:, 0].max()), (float(tv[:, 0].max()), 1.), "lower bound of the one-step Dobrushin coefficient (a maximum over samples)", curve, {"pairs": len(tv)}
+    curve = {
+        "shared": shares,
+        "mean": [m.value for m in means],
+        "low": [m.low for m in means],
+        "high": [m.high for m in means],
+        "worst": tv.max(0).tolist(),
+    }
+    return (
+        float(tv[:, 0].max()),
+        (float(tv[:, 0].max()), 1.0),
+        "lower bound of the one-step Dobrushin coefficient (a maximum over samples)",
+        curve,
+        {"pairs": len(tv)},
+    )
+
 
 def _marginal(lm, ids, n, rng, size, o):
     "Law of the n-th token after each of the first two prompts, one row for each sampled text."
@@ -105,10 +124,16 @@ def _marginal_end(found, n, rng, draws: int = 300):
     shuffled = [gap(both[o[:m]], both[o[m:]]) for o in (torch.randperm(2 * m, generator=rng) for _ in range(draws))]
     pick = lambda: torch.randint(m, (m,), generator=rng)
     value, null, again = gap(a, b), float(np.mean(shuffled)), np.array([gap(a[pick()], b[pick()]) for _ in range(draws)])
-    again = (np.quantile(again, [.025, .975]) - again.mean() + value).clip(0, 1)                    # a resample's TV is larger by its own noise
+    again = (np.quantile(again, [0.025, 0.975]) - again.mean() + value).clip(0, 1)  # a resample's TV is larger by its own noise
     p_value = (1 + sum(s >= value for s in shuffled)) / (draws + 1)
     detail = {"null_mean": null, "p_value": p_value, "texts": m}
-    return value, tuple(map(float, again)), f"lower bound of the TV of windows (tokens forget first); a sample of {m} adds about {null:.3f}", {}, detail
+    return (
+        value,
+        tuple(map(float, again)),
+        f"lower bound of the TV of windows (tokens forget first); a sample of {m} adds about {null:.3f}",
+        {},
+        detail,
+    )
 
 # %% ../../nbs/theory/12_markov_estimates.ipynb #c007
 def _autocorrelation(lm, ids, n, rng, size, o):
@@ -140,7 +165,13 @@ def _autocorrelation_end(found, n, rng):
     value, pick = autocorrelation_time(x), np.random.default_rng(0)
     again = [autocorrelation_time(x[pick.integers(len(x), size=len(x))]) for _ in range(200)]
     direction = "lower bound of the relaxation scale (one function of the text; another may be slower)"
-    return value, tuple(map(float, np.quantile(again, [.025, .975]))), direction, {}, {"effective_sample_size": x.size / value, "texts": len(x)}
+    return (
+        value,
+        tuple(map(float, np.quantile(again, [0.025, 0.975]))),
+        direction,
+        {},
+        {"effective_sample_size": x.size / value, "texts": len(x)},
+    )
 
 # %% ../../nbs/theory/12_markov_estimates.ipynb #c008
 METHODS = {"coupling": (_coupling, _coupling_end), "overlap": (_overlap, _overlap_end), "marginal": (_marginal, _marginal_end),

@@ -68,10 +68,21 @@ def loop_statistics(
             out.append((logp + gumbel(tuple(logp.shape), rng) if temperatures[i] else logp).argmax(1))
             w = advance(w, out[-1])
         return {"text": torch.stack(out, 1)[None], "spent": torch.tensor(n * start.numel())}
-    key = {"method": "loops", "n": n, "seed": seed, "temperatures": temperatures, "window": window, "lm": lm.hash(), "prompts": [i.tolist() for i in ids]}
+
+    key = {
+        "method": "loops",
+        "n": n,
+        "seed": seed,
+        "temperatures": temperatures,
+        "window": window,
+        "lm": lm.hash(),
+        "prompts": [i.tolist() for i in ids],
+    }
     found, spent, complete = run_pieces(piece, len(temperatures), key=key, folder=folder, budget=budget)
     K, runs = start.shape[1], found["text"].numpy()
-    rows = [{"temperature": t, "prompt": i} | loop_of(x, max_period, K) for t, texts in zip(temperatures, runs) for i, x in enumerate(texts)]
+    rows = [
+        {"temperature": t, "prompt": i} | loop_of(x, max_period, K) for t, texts in zip(temperatures, runs) for i, x in enumerate(texts)
+    ]
     frame = pd.DataFrame(rows)
     frame.attrs.update(tokens_spent=spent, complete=complete, window=K)
     return frame
@@ -128,7 +139,10 @@ def order_k_projection(
     again = [kl[np.random.default_rng(i).integers(len(kl), size=len(kl))].mean() for i in range(300)]
     built = MarkovChain(chain[0], keep, source={"name": f"order-{k} projection of {lm.name}", "hash": lm.hash()}, tokenizer=lm.tokenizer)
     low, high = map(float, np.quantile(again, [.025, .975]))
-    return Projection(built, float(kl.mean()), (low, high), float(chain[1][suffix].double().mean()), tokens_spent=n * texts * start.shape[1])
+    return Projection(
+        built, float(kl.mean()), (low, high), float(chain[1][suffix].double().mean()), tokens_spent=n * texts * start.shape[1]
+    )
+
 
 def _numbers(x: Tensor, l: int, T: int) -> Tensor:
     "Number of the l tokens before each position l ... n-1 [texts, n - l]."

@@ -34,7 +34,16 @@ def circle_edges(chain: MarkovChain, at: np.ndarray, levels: int = 4):
         rows = (weight > level / levels) & (weight <= (level + 1) / levels)
         lines = np.concatenate([curve[:, rows], np.full((1, rows.sum(), 2), np.nan)]).transpose(1, 0, 2).reshape(-1, 2)
         color = f"rgba(121,121,121,{.12 + .5 * level / levels:.2f})"
-        traces.append(go.Scatter(x=lines[:, 0], y=lines[:, 1], mode="lines", line=dict(width=.6 + level * .5, color=color), hoverinfo="skip", showlegend=False))
+        traces.append(
+            go.Scatter(
+                x=lines[:, 0],
+                y=lines[:, 1],
+                mode="lines",
+                line=dict(width=0.6 + level * 0.5, color=color),
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
     return traces
 
 # %% ../../nbs/theory/17_markov_play.ipynb #c005
@@ -46,15 +55,27 @@ def flow_figure(
     "Animated mass flow on the de Bruijn graph."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import figure, palette
-    if chain.n_windows > 256: raise ValueError(f"the graph is drawn for at most 256 windows, got {chain.n_windows}; take fewer tokens or a shorter window")
+
+    if chain.n_windows > 256:
+        raise ValueError(f"the graph is drawn for at most 256 windows, got {chain.n_windows}; take fewer tokens or a shorter window")
     turn = 2 * np.pi * np.arange(chain.n_windows) / chain.n_windows
     at, mass = np.stack([np.sin(turn), np.cos(turn)], 1), flow_states(chain, start, steps)
     names, pi = [chain.text(chain.offset + i) for i in range(chain.n_windows)], chain.law("the flow").numpy()
     def dots(v):
         hover = [f"{n!r}: {x:.4f} (pi {q:.4f})" for n, x, q in zip(names, v, pi)]
-        return go.Scatter(x=at[:, 0], y=at[:, 1], mode="markers", marker=dict(size=4 + 60 * np.sqrt(v), color=palette[1], opacity=.8, line=dict(width=0)), text=hover,
-                          hovertemplate="%{text}<extra></extra>", showlegend=False)
-    rim = go.Scatter(x=at[:, 0] * 1.12, y=at[:, 1] * 1.12, mode="text", text=names if chain.n_windows <= 36 else None, hoverinfo="skip", showlegend=False)
+        return go.Scatter(
+            x=at[:, 0],
+            y=at[:, 1],
+            mode="markers",
+            marker=dict(size=4 + 60 * np.sqrt(v), color=palette[1], opacity=0.8, line=dict(width=0)),
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+
+    rim = go.Scatter(
+        x=at[:, 0] * 1.12, y=at[:, 1] * 1.12, mode="text", text=names if chain.n_windows <= 36 else None, hoverinfo="skip", showlegend=False
+    )
     edges = circle_edges(chain, at)
     title = lambda n: f"n = {n}: TV to pi {np.abs(mass[n] - pi).sum() / 2:.3f}"
     frames = [go.Frame(data=[dots(v)], traces=[len(edges) + 1], name=str(n), layout=dict(title_text=title(n))) for n, v in enumerate(mass)]
@@ -88,7 +109,9 @@ def temperature_figure(
         frames.append(go.Frame(data=drawn.data, name=f"{tau:g}", layout=dict(title_text=title)))
     fig.frames = frames
     fig = _player(fig, [f.name for f in frames], "temperature ")
-    return fig.update_layout(height=500, legend=dict(y=-.42), margin=dict(b=150)).update_layout(sliders=[dict(y=-.16)], updatemenus=[dict(y=-.2)])
+    return fig.update_layout(height=500, legend=dict(y=-0.42), margin=dict(b=150)).update_layout(
+        sliders=[dict(y=-0.16)], updatemenus=[dict(y=-0.2)]
+    )
 
 # %% ../../nbs/theory/17_markov_play.ipynb #c009
 def markov_panel(
@@ -104,11 +127,16 @@ def markov_panel(
     from arlm_nb.theory.markov_loops import frequent_tokens
     if tokens is None: tokens = frequent_tokens(lm, [torch.as_tensor(lm.tokenizer.encode(prompt))], how_many)
     base = MarkovChain.from_lm(lm, K, tokens=tokens)
-    tau, top = w.FloatLogSlider(1., min=-1, max=.5, step=.05, description="temperature"), w.IntSlider(base.T, min=2, max=base.T, description="top-k")
+    tau, top = (
+        w.FloatLogSlider(1.0, min=-1, max=0.5, step=0.05, description="temperature"),
+        w.IntSlider(base.T, min=2, max=base.T, description="top-k"),
+    )
     begin = w.Dropdown(options=[(base.text(base.offset + i), i) for i in range(min(base.n_windows, 256))], description="start")
     note, area, box = w.HTML(), w.HBox(), w.VBox()
     def draw(*_):
-        chain = MarkovChain(base.base, base.tokens, tau.value, None if top.value == base.T else top.value, tokenizer=base.tokenizer, source=base.source)
+        chain = MarkovChain(
+            base.base, base.tokens, tau.value, None if top.value == base.T else top.value, tokenizer=base.tokenizer, source=base.source
+        )
         figures = panel_figures(chain, begin.value)
         note.value = f"{chain.n_states:,} states, {len(chain.classes().recurrent)} closed class(es), period {chain.classes().period[0]}"
         area.children, box.figures = [FigureWidget(f) for f in figures], figures
@@ -124,5 +152,9 @@ def panel_figures(chain: MarkovChain, start: int = 0, n: int = 40) -> list:
     if not chain.classes().ergodic: return figures
     mass, pi = flow_states(chain, start, n), chain.law("the panel").numpy()
     gap = np.abs(mass - pi).sum(1) / 2
-    figures.append(lines({"n": np.arange(n + 1), "TV": gap.clip(1e-12)}, "n", "TV", title="From this start", x_title="steps n", y_title="TV to pi").update_layout(width=340, height=380))
+    figures.append(
+        lines(
+            {"n": np.arange(n + 1), "TV": gap.clip(1e-12)}, "n", "TV", title="From this start", x_title="steps n", y_title="TV to pi"
+        ).update_layout(width=340, height=380)
+    )
     return figures + [chain.decay(n).plot().update_layout(width=420, height=380)]

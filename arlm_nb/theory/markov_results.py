@@ -56,7 +56,8 @@ class Stationary:
     @property
     def windows(self) -> np.ndarray:
         "pi over the full windows [T^K]; it is 0 on shorter texts."
-        if len(self.laws) > 1: raise ValueError(f"{len(self.laws)} closed classes have a law each: use .laws\n{self.chain.classes().describe()}")
+        if len(self.laws) > 1:
+            raise ValueError(f"{len(self.laws)} closed classes have a law each: use .laws\n{self.chain.classes().describe()}")
         return self.laws[0]
 
     @property
@@ -104,7 +105,12 @@ def compare_corpus(
     pi, share = chain.stationary().windows, corpus_windows(chain, ids)
     seen = share > 0
     agree = float(np.corrcoef(pi, share)[0, 1]) if len(pi) > 1 and pi.std() and share.std() else float("nan")
-    return {"pi_on_seen": float(pi[seen].sum()), "uniform_on_seen": float(seen.mean()), "tv": float(np.abs(pi - share).sum() / 2), "correlation": agree}
+    return {
+        "pi_on_seen": float(pi[seen].sum()),
+        "uniform_on_seen": float(seen.mean()),
+        "tv": float(np.abs(pi - share).sum() / 2),
+        "correlation": agree,
+    }
 
 # %% ../../nbs/theory/07_markov_results.ipynb #c009
 @dataclass

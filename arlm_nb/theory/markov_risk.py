@@ -90,7 +90,9 @@ class ICLRisk:
         if len(keep) < 2: raise ValueError(f"a slope needs two lengths in {low}..{high}, got {self.lengths}")
         return float(np.polyfit(np.log(np.array(self.lengths)[keep]), np.log(self.risk[keep].clip(1e-12)), 1)[0])
 
-    def interval(self, statistic: Callable | None = None, n: int = 1000, level: float = .95, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def interval(
+        self, statistic: Callable | None = None, n: int = 1000, level: float = 0.95, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
         "Bootstrap over chains: low and high of the risk at each length, or of statistic(ICLRisk)."
         rng, runs = np.random.default_rng(seed), len(self.values)
         draw = lambda: ICLRisk(self.lengths, self.values[rng.integers(runs, size=runs)], self.name)

@@ -136,7 +136,9 @@ def stationary_power(
         if residual < floor: return new / new.sum(), residual, step
         pi = (new + pi) / 2 if lazy else new
         if step % 64 == 0: pi = pi / pi.sum()
-    raise RuntimeError(f"no stationary law after {max_steps} steps: residual {residual:.1e} > {floor:.0e} (slow mixing: raise the temperature or max_steps)")
+    raise RuntimeError(
+        f"no stationary law after {max_steps} steps: residual {residual:.1e} > {floor:.0e} (slow mixing: raise the temperature or max_steps)"
+    )
 
 # %% ../../nbs/theory/04_markov_structure.ipynb #c016
 @dataclass

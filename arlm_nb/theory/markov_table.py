@@ -88,8 +88,10 @@ def _warp_rows(rows: Tensor, temperature: float, top_k: int | None, top_p: float
 
 def check_shape(temperature: float, top_k: int | None, top_p: float | None) -> None:
     "ValueErrors that say what to use instead."
-    if not temperature > 0: raise ValueError(f"temperature must be > 0, got {temperature}; the limit 0 is a deterministic map: use greedy_map(lm, K)")
-    if top_k is not None and top_k < 2: raise ValueError(f"top_k must be >= 2, got {top_k}; top_k = 1 is a deterministic map: use greedy_map(lm, K)")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}; the limit 0 is a deterministic map: use greedy_map(lm, K)")
+    if top_k is not None and top_k < 2:
+        raise ValueError(f"top_k must be >= 2, got {top_k}; top_k = 1 is a deterministic map: use greedy_map(lm, K)")
     if top_p is not None and not 0 < top_p <= 1: raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 # %% ../../nbs/theory/06_markov_table.ipynb #c011

@@ -31,14 +31,24 @@ def tour_rows(chain: MarkovChain) -> list[dict]:
     top, hot, cold = pi.top(1).iloc[0], chain.with_temperature(2.), chain.with_temperature(.5)
     loops = greedy_map(chain)
     row = lambda what, value, about="": {"what": what, "value": value, "about": about}
-    return [row("states", f"{chain.n_states:,}", f"{chain.T} tokens, window {chain.K}; density {chain.density:.2%}"),
-            row("closed classes", str(len(found.recurrent)), f"{len(found.recurrent[0]):,} windows, period {found.period[0]}; {len(found.transient):,} transient texts"),
-            row("stationary law", f"residual {pi.residual:.0e}", f"heaviest window {top.window!r}: {top.mass:.3f}, back every {top.return_time:.0f} tokens"),
-            row("entropy rate", f"{pi.entropy_rate:.3f} nats", "of the endless text"),
-            row("mixing time", f"{chain.mixing_time()} tokens", f"tau 0.5: {cold.mixing_time()}, tau 2: {hot.mixing_time()}"),
-            row("paper's eps", f"{eps.value:.1e}", f"bound rate 1 - 2 eps = {1 - 2 * eps.value:.6f} for each {chain.K} tokens"),
-            row("Doeblin delta", f"{low.delta:.4f}", "the sharper rate, computed exactly"),
-            row("greedy loops", str(len(loops.cycles)), f"largest basin {loops.basins[0]:.0%}: {loops.words[0]!r} for ever")]
+    return [
+        row("states", f"{chain.n_states:,}", f"{chain.T} tokens, window {chain.K}; density {chain.density:.2%}"),
+        row(
+            "closed classes",
+            str(len(found.recurrent)),
+            f"{len(found.recurrent[0]):,} windows, period {found.period[0]}; {len(found.transient):,} transient texts",
+        ),
+        row(
+            "stationary law",
+            f"residual {pi.residual:.0e}",
+            f"heaviest window {top.window!r}: {top.mass:.3f}, back every {top.return_time:.0f} tokens",
+        ),
+        row("entropy rate", f"{pi.entropy_rate:.3f} nats", "of the endless text"),
+        row("mixing time", f"{chain.mixing_time()} tokens", f"tau 0.5: {cold.mixing_time()}, tau 2: {hot.mixing_time()}"),
+        row("paper's eps", f"{eps.value:.1e}", f"bound rate 1 - 2 eps = {1 - 2 * eps.value:.6f} for each {chain.K} tokens"),
+        row("Doeblin delta", f"{low.delta:.4f}", "the sharper rate, computed exactly"),
+        row("greedy loops", str(len(loops.cycles)), f"largest basin {loops.basins[0]:.0%}: {loops.words[0]!r} for ever"),
+    ]
 
 # %% ../../nbs/theory/19_markov_tour.ipynb #c004
 def tour_section(
@@ -50,7 +60,15 @@ def tour_section(
     rows, n = tour_rows(chain), max(20, min(400, 3 * chain.mixing_time()))
     far = chain.decay(n, starts=None if chain.n_windows <= 1024 else 48)
     worst = float((far.entry / far.paper_bound).max())
-    text = (f"A model with a finite window is a Markov chain. Here is all of it for `{chain.source['name']}` on {chain.T} tokens "
-            f"({', '.join(repr(chain.text_of([int(t)])) for t in chain.tokens)}) and windows of {chain.K}: {chain.n_states:,} texts. "
-            f"After {chain.mixing_time()} tokens the prompt is forgotten to a quarter; the paper's bound holds at every step (largest distance / bound: {worst:.3g}).")
-    return {"title": "A language model is a Markov chain", "markdown": text, "rows": rows, "figures": [chain.classes().plot(), far.plot()], "bound_ratio": worst}
+    text = (
+        f"A model with a finite window is a Markov chain. Here is all of it for `{chain.source['name']}` on {chain.T} tokens "
+        f"({', '.join(repr(chain.text_of([int(t)])) for t in chain.tokens)}) and windows of {chain.K}: {chain.n_states:,} texts. "
+        f"After {chain.mixing_time()} tokens the prompt is forgotten to a quarter; the paper's bound holds at every step (largest distance / bound: {worst:.3g})."
+    )
+    return {
+        "title": "A language model is a Markov chain",
+        "markdown": text,
+        "rows": rows,
+        "figures": [chain.classes().plot(), far.plot()],
+        "bound_ratio": worst,
+    }

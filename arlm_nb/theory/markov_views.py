@@ -14,19 +14,32 @@ def decay_figure(
 ): # plotly Figure
     "Distance to the stationary law after n steps and three bounds, log scale."
     from arlm_nb.core.plotting import lines
-    names = {"actual": "max TV, exact" if frame.attrs.get("exact", True) else "max TV over sampled starts", "paper_bound": "paper: (1 - 2 eps)^(floor(n/K) - 1)",
-             "doeblin": "Doeblin: delta^floor(n/K)", "spectral": "singular values"}
+
+    names = {
+        "actual": "max TV, exact" if frame.attrs.get("exact", True) else "max TV over sampled starts",
+        "paper_bound": "paper: (1 - 2 eps)^(floor(n/K) - 1)",
+        "doeblin": "Doeblin: delta^floor(n/K)",
+        "spectral": "singular values",
+    }
     shown = {"n": frame["n"]} | {label: np.maximum(frame[c], 1e-16) for c, label in names.items() if frame[c].notna().any()}
     layout = dict(title="Forgetting the prompt", x_title="steps n [tokens]", y_title="distance to pi") | layout
     fig = lines(shown, "n", [k for k in shown if k != "n"], **layout)
     fig.update_layout(legend=dict(orientation="h", yanchor="top", y=-.22, x=0), height=layout.get("height", 420))
-    return fig.update_yaxes(type="log", exponentformat="power", range=[max(-9, np.log10(max(1e-16, float(frame["actual"].min()))) - .3), .3])
+    return fig.update_yaxes(
+        type="log", exponentformat="power", range=[max(-9, np.log10(max(1e-16, float(frame["actual"].min()))) - 0.3), 0.3]
+    )
+
 
 def stationary_figure(law, n: int = 15):
     "The heaviest windows."
     from arlm_nb.core.plotting import bars
     top = law.top(n)
-    return bars(dict(zip([repr(w)[1:-1] or "(empty)" for w in top["window"]], top["mass"])), value_title="stationary mass", title="Where the chain lives")
+    return bars(
+        dict(zip([repr(w)[1:-1] or "(empty)" for w in top["window"]], top["mass"])),
+        value_title="stationary mass",
+        title="Where the chain lives",
+    )
+
 
 def spectrum_figure(spectrum):
     "Eigenvalues in the unit disc."
@@ -34,8 +47,18 @@ def spectrum_figure(spectrum):
     from arlm_nb.core.plotting import figure, ink, palette
     turn = np.linspace(0, 2 * np.pi, 200)
     disc = go.Scatter(x=np.cos(turn), y=np.sin(turn), mode="lines", line=dict(color=ink, width=1), hoverinfo="skip", showlegend=False)
-    dots = go.Scatter(x=spectrum.values.real, y=spectrum.values.imag, mode="markers", marker=dict(size=10, color=palette[0]), showlegend=False)
-    fig = figure(disc, dots, title=f"Leading eigenvalues, gap {spectrum.gap:.3g}", x_title="real part", y_title="imaginary part", height=400, width=440)
+    dots = go.Scatter(
+        x=spectrum.values.real, y=spectrum.values.imag, mode="markers", marker=dict(size=10, color=palette[0]), showlegend=False
+    )
+    fig = figure(
+        disc,
+        dots,
+        title=f"Leading eigenvalues, gap {spectrum.gap:.3g}",
+        x_title="real part",
+        y_title="imaginary part",
+        height=400,
+        width=440,
+    )
     return fig.update_yaxes(scaleanchor="x")
 
 # %% ../../nbs/theory/14_markov_views.ipynb #c004
@@ -54,8 +77,14 @@ def doeblin_figure(found):
     "The part of Q^K that does not depend on the start, window by window."
     from arlm_nb.core.plotting import lines
     mass = np.sort(found.overlap.numpy())[::-1]
-    return lines({"window": np.arange(1, len(mass) + 1), "min": mass}, "window", "min", title=f"Common to all starts: {mass.sum():.3g}, delta = {found.delta:.3g}",
-                 x_title="windows, ordered", y_title="min over i of (Q^K)_ij")
+    return lines(
+        {"window": np.arange(1, len(mass) + 1), "min": mass},
+        "window",
+        "min",
+        title=f"Common to all starts: {mass.sum():.3g}, delta = {found.delta:.3g}",
+        x_title="windows, ordered",
+        y_title="min over i of (Q^K)_ij",
+    )
 
 def pseudo_gap_figure(found):
     "Second singular value of Q^k and the gap it gives."
@@ -67,10 +96,12 @@ def pseudo_gap_figure(found):
 
 # %% ../../nbs/theory/14_markov_views.ipynb #c006
 def block_cells(
-    chain, # MarkovChain
-    classes, # Classes
-    cells: int = 160, # rows and columns of the picture at most; larger chains are binned
-) -> tuple[np.ndarray, np.ndarray]: # mean probability of each cell [m, m]; kind of each row's state: -2 short, -1 transient window, c closed class
+    chain,  # MarkovChain
+    classes,  # Classes
+    cells: int = 160,  # rows and columns of the picture at most; larger chains are binned
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # mean probability of each cell [m, m]; kind of each row's state: -2 short, -1 transient window, c closed class
     "The transition matrix as a picture of at most cells x cells."
     Q, N = chain.matrix().tocoo(), chain.n_states
     kind = np.where(np.arange(N) < chain.offset, -2, -1)
@@ -87,15 +118,31 @@ def block_figure(chain, classes):
     from arlm_nb.core.plotting import figure, ink, palette
     z, kind = block_cells(chain, classes)
     names = {-2: ("shorter texts", ink), -1: ("transient windows", palette[1])}
-    fig = figure(title=f"Q, {chain.n_states:,} x {chain.n_states:,}, density {chain.density:.2%}", x_title="to state", y_title="from state", height=520, width=560)
+    fig = figure(
+        title=f"Q, {chain.n_states:,} x {chain.n_states:,}, density {chain.density:.2%}",
+        x_title="to state",
+        y_title="from state",
+        height=520,
+        width=560,
+    )
     for k in sorted(set(kind.tolist())):
         color = names[k][1] if k < 0 else palette[(0, 2, 3, 4, 5)[k % 5]]
         label = names[k][0] if k < 0 else f"closed class {k}, period {classes.period[k]}"
         rows = np.where((kind == k)[:, None] & (z > 0), np.log10(z.clip(1e-9)), np.nan)
-        rows = [[None if np.isnan(x) else round(float(x), 3) for x in row] for row in rows]                 # a widget's messages are JSON: no NaN
+        rows = [[None if np.isnan(x) else round(float(x), 3) for x in row] for row in rows]  # a widget's messages are JSON: no NaN
         scale = [[0, "rgba(121,121,121,0.12)"], [1, color]]
-        fig.add_trace(go.Heatmap(z=rows, zmin=-3, zmax=0, colorscale=scale, showscale=False, hovertemplate="%{y} to %{x}: 10^%{z:.2f}<extra>" + label + "</extra>"))
-        if k < 5: fig.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=dict(color=color, symbol="square", size=10), name=label))
+        fig.add_trace(
+            go.Heatmap(
+                z=rows,
+                zmin=-3,
+                zmax=0,
+                colorscale=scale,
+                showscale=False,
+                hovertemplate="%{y} to %{x}: 10^%{z:.2f}<extra>" + label + "</extra>",
+            )
+        )
+        if k < 5:
+            fig.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=dict(color=color, symbol="square", size=10), name=label))
     fig.update_layout(legend=dict(orientation="h", y=-.15), xaxis_showgrid=False, yaxis_showgrid=False)
     return fig.update_yaxes(autorange="reversed", scaleanchor="x", zeroline=False).update_xaxes(zeroline=False)
 
@@ -139,11 +186,23 @@ def basin_figure(cycles, most: int = 6):
         left += 2 * wide
         edges = np.array([[*place[s], *place[int(graph.step[s])], np.nan, np.nan] for s in place]).reshape(-1, 2)
         on = [(s - cycles.chain.offset) in place and s in cycles.cycles[c] for s in (np.array(list(place)) + cycles.chain.offset)]
-        fig.add_trace(go.Scatter(x=edges[:, 0], y=edges[:, 1], mode="lines", line=dict(color=ink, width=.8), hoverinfo="skip", showlegend=False))
+        fig.add_trace(
+            go.Scatter(x=edges[:, 0], y=edges[:, 1], mode="lines", line=dict(color=ink, width=0.8), hoverinfo="skip", showlegend=False)
+        )
         xy, text = np.array(list(place.values())), [cycles.chain.text(cycles.chain.offset + s) for s in place]
         label = f"{cycles.words[c]!r}, {cycles.basins[c]:.0%}"
         marker = dict(size=[10 if o else 5 for o in on], color=palette[c % 6])
-        fig.add_trace(go.Scatter(x=xy[:, 0], y=xy[:, 1], mode="markers", marker=marker, text=text, hovertemplate="%{text!r}<extra></extra>".replace("!r", ""), name=label))
+        fig.add_trace(
+            go.Scatter(
+                x=xy[:, 0],
+                y=xy[:, 1],
+                mode="markers",
+                marker=marker,
+                text=text,
+                hovertemplate="%{text!r}<extra></extra>".replace("!r", ""),
+                name=label,
+            )
+        )
     return fig.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor="x").update_layout(legend=dict(orientation="h", y=-.05))
 
 # %% ../../nbs/theory/14_markov_views.ipynb #c010
@@ -157,8 +216,19 @@ def risk_figure(
     import pandas as pd
     from arlm_nb.core.plotting import ink, lines
     frame = pd.concat([r.frame() for r in risks], ignore_index=True)
-    fig = lines(frame, "length", "risk", by="predictor", band=("low", "high"), markers=True, title=title, x_title="states in the prompt N", y_title="mean TV to the true row")
-    if bound is not None: fig.add_trace(go.Scatter(x=bound[0], y=bound[1], name="paper's bound", mode="lines", line=dict(color=ink, dash="dot")))
+    fig = lines(
+        frame,
+        "length",
+        "risk",
+        by="predictor",
+        band=("low", "high"),
+        markers=True,
+        title=title,
+        x_title="states in the prompt N",
+        y_title="mean TV to the true row",
+    )
+    if bound is not None:
+        fig.add_trace(go.Scatter(x=bound[0], y=bound[1], name="paper's bound", mode="lines", line=dict(color=ink, dash="dot")))
     ticks = [2 ** k for k in range(2, 12) if 2 ** k <= max(frame["length"])]
     return fig.update_xaxes(type="log", tickvals=ticks).update_yaxes(type="log", tickvals=[.01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20])
 
@@ -167,8 +237,24 @@ def estimate_figure(estimate):
     from arlm_nb.core.plotting import bars, lines
     curve, title = estimate.curve, f"{estimate.method}: {estimate.direction}"
     if estimate.method == "coupling":
-        return lines(curve, "n", "not_met", band=("low", "high"), title="Pairs that have not met", x_title="steps n [tokens]", y_title="P(not met) >= TV")
+        return lines(
+            curve,
+            "n",
+            "not_met",
+            band=("low", "high"),
+            title="Pairs that have not met",
+            x_title="steps n [tokens]",
+            y_title="P(not met) >= TV",
+        )
     if estimate.method == "overlap":
-        return lines(curve, "shared", ["mean", "worst"], band={"mean": ("low", "high")}, markers=True, title="How much the older context matters",
-                     x_title="last tokens that two contexts share", y_title="TV of the next-token laws")
+        return lines(
+            curve,
+            "shared",
+            ["mean", "worst"],
+            band={"mean": ("low", "high")},
+            markers=True,
+            title="How much the older context matters",
+            x_title="last tokens that two contexts share",
+            y_title="TV of the next-token laws",
+        )
     return bars({estimate.method: (estimate.value, *estimate.ci)}, value_title=title)

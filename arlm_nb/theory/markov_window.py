@@ -39,7 +39,9 @@ class MarkovChain:
         local = tuple(ids.index(t) for t in self.absorbing)
         self.tables = shape_tables(self.base, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, absorbing=local)
 
-    def __repr__(self): return f"MarkovChain({self.source.get('name', 'kernel')}: T={self.T}, K={self.K}, {self.n_states:,} states, temperature {self.temperature:g})"
+    def __repr__(self):
+        return f"MarkovChain({self.source.get('name', 'kernel')}: T={self.T}, K={self.K}, {self.n_states:,} states, temperature {self.temperature:g})"
+
     @property
     def T(self) -> int: return len(self.tokens)
     @property
@@ -87,7 +89,8 @@ def from_lm(
     "The exact Markov chain of a language model: every window is read from position 0."
     shape_tables([], temperature=temperature, top_k=top_k, top_p=top_p)
     ids = token_ids(lm, tokens)
-    if K + len(prefix) > lm.context_length: raise ValueError(f"K = {K} (and a prefix of {len(prefix)}) does not fit context_length {lm.context_length}")
+    if K + len(prefix) > lm.context_length:
+        raise ValueError(f"K = {K} (and a prefix of {len(prefix)}) does not fit context_length {lm.context_length}")
     check_memory(len(ids), K, memory_limit, dtype.itemsize)
     base = lm_tables(lm, K, ids, prefix=prefix, dtype=dtype, max_rows=max_rows)
     return MarkovChain(base, ids, temperature, top_k, top_p, tuple(absorbing), {"name": lm.name, "hash": lm.hash()}, lm.tokenizer)
@@ -132,7 +135,11 @@ def with_temperature(
     "The same model sampled at another temperature; nothing is computed by the model again."
     return MarkovChain(self.base, self.tokens, tau, self.top_k, self.top_p, self.absorbing, self.source, self.tokenizer)
 
-MarkovChain.from_matrix, MarkovChain.from_function, MarkovChain.with_temperature = staticmethod(from_matrix), staticmethod(from_function), with_temperature
+MarkovChain.from_matrix, MarkovChain.from_function, MarkovChain.with_temperature = (
+    staticmethod(from_matrix),
+    staticmethod(from_function),
+    with_temperature,
+)
 
 # %% ../../nbs/theory/10_markov_window.ipynb #c008
 def index(
@@ -173,7 +180,8 @@ def matrix(
 ): # scipy.sparse.csr_array
     "Q as a sparse matrix: [[P_T, P_TR], [0, P_R]], shorter texts first."
     need = 12 * self.T * self.n_states
-    if need > memory_limit: raise ValueError(f"a sparse matrix of {self.T * self.n_states:,} entries is {need:,} bytes; .operator needs none of them")
+    if need > memory_limit:
+        raise ValueError(f"a sparse matrix of {self.T * self.n_states:,} entries is {need:,} bytes; .operator needs none of them")
     if not full: return window_csr(self.p)
     from scipy.sparse import csr_array
     starts = np.cumsum([0] + [self.T ** l for l in range(1, self.K)])
@@ -217,7 +225,11 @@ def save(
 ) -> None:
     "Tables in safetensors; what made them (model name and hash, tokens, temperature, truncation) as JSON in its header."
     from arlm_nb.core.checkpoints import write_tensors
-    note = {k: getattr(self, k) for k in ("temperature", "top_k", "top_p", "source")} | {"tokens": self.tokens.tolist(), "absorbing": list(self.absorbing)}
+
+    note = {k: getattr(self, k) for k in ("temperature", "top_k", "top_p", "source")} | {
+        "tokens": self.tokens.tolist(),
+        "absorbing": list(self.absorbing),
+    }
     write_tensors(path, {f"table.{l}": t for l, t in enumerate(self.base)}, {"markov_chain": json.dumps(note)})
 
 def load(
@@ -230,7 +242,9 @@ def load(
     note = json.loads(head.get("markov_chain", "{}"))
     if not note: raise ValueError(f"{path} is not a saved MarkovChain; nothing was loaded")
     if lm is not None and lm.hash() != note["source"].get("hash"):
-        raise ValueError(f"{path} is the chain of {note['source'].get('name', 'another model')} (hash {str(note['source'].get('hash'))[:12]}), not of {lm.name} ({lm.hash()[:12]})")
+        raise ValueError(
+            f"{path} is the chain of {note['source'].get('name', 'another model')} (hash {str(note['source'].get('hash'))[:12]}), not of {lm.name} ({lm.hash()[:12]})"
+        )
     base = [tensors[f"table.{l}"] for l in range(len(tensors))]
     tokens, absorbing = torch.tensor(note.pop("tokens")), tuple(note.pop("absorbing"))
     return MarkovChain(base, tokens, absorbing=absorbing, tokenizer=getattr(lm, "tokenizer", None), **note)

@@ -62,7 +62,8 @@ def check_gamma(cost: str, gamma: float | None) -> float:
     "The price of a skip: the paper's by default."
     gamma = GAMMA[cost] if gamma is None else float(gamma)
     if not gamma >= 0: raise ValueError(f"gamma must be >= 0, got {gamma}")
-    if cost == "l1" and gamma == 0: raise ValueError("gamma = 0 with l1 costs makes every alignment free (all costs are >= 0); the paper uses 0.4")
+    if cost == "l1" and gamma == 0:
+        raise ValueError("gamma = 0 with l1 costs makes every alignment free (all costs are >= 0); the paper uses 0.4")
     return gamma
 
 

@@ -106,8 +106,19 @@ def _report(tokens: Tensor, key, name: str, p_value: float, phi: float, position
     each = torch.zeros(len(tokens), dtype=torch.float64)
     each[position] = evidence.double()
     key = key if isinstance(key, WatermarkKey) else WatermarkKey(key)
-    return Detection(max(p_value, 5e-324), float(phi), "score", len(tokens), len(position), key.n, name, span=(0, len(tokens)), evidence=each.tolist(), key_id=key.id,
-                     tokens=tokens.tolist())
+    return Detection(
+        max(p_value, 5e-324),
+        float(phi),
+        "score",
+        len(tokens),
+        len(position),
+        key.n,
+        name,
+        span=(0, len(tokens)),
+        evidence=each.tolist(),
+        key_id=key.id,
+        tokens=tokens.tolist(),
+    )
 
 # %% ../../nbs/watermark/15_baselines.ipynb #c010
 def gumbel_hash_rule(key: Key, h: int = 4) -> Rule:
@@ -127,7 +138,9 @@ def gumbel_hash_score(tokens: str | list[int] | Tensor, key: Key, *, h: int = 4,
     tokens = as_tokens(tokens, tokenizer)
     position, context, target = scored(tokens, h)
     evidence = -torch.log1p(-uniforms(key_seed(key), context_hash(key_seed(key), context), target))
-    return _report(tokens, key, "gumbel_hash", float(gammaincc(len(position), float(evidence.sum()))), -float(evidence.sum()), position, evidence - 1)
+    return _report(
+        tokens, key, "gumbel_hash", float(gammaincc(len(position), float(evidence.sum()))), -float(evidence.sum()), position, evidence - 1
+    )
 
 # %% ../../nbs/watermark/15_baselines.ipynb #c012
 def tournament(
@@ -176,7 +189,15 @@ def synthid_score(
     g = layer_bits(uniforms(key_seed(key), context_hash(key_seed(key), context), target), layers).numpy()
     weight = np.arange(layers, 0, -1) if weighted else np.ones(layers, int)
     total, T = int((g * weight).sum()), len(g)
-    return _report(tokens, key, "synthid", weighted_bits_tail(total, T, weight), -total / (T * weight.sum()), position, torch.from_numpy((g - 0.5) @ weight / weight.sum()))
+    return _report(
+        tokens,
+        key,
+        "synthid",
+        weighted_bits_tail(total, T, weight),
+        -total / (T * weight.sum()),
+        position,
+        torch.from_numpy((g - 0.5) @ weight / weight.sum()),
+    )
 
 
 def weighted_bits_tail(
@@ -194,9 +215,13 @@ def weighted_bits_tail(
 
 # %% ../../nbs/watermark/15_baselines.ipynb #c017
 @register_decoder("kgw")
-def kgw_decoder(lm, prompt, *, key: Key, gamma: float = 0.25, delta: float = 2.0, h: int = 1, max_new_tokens: int, seed: int = 0, **options):
+def kgw_decoder(
+    lm, prompt, *, key: Key, gamma: float = 0.25, delta: float = 2.0, h: int = 1, max_new_tokens: int, seed: int = 0, **options
+):
     "Green-list sampling. Distorts every token's law; delta = 0 is plain sampling; h = 0 uses one fixed list."
-    return decode_rule(lm, prompt, kgw_rule(key, _generators(lm, prompt, seed), gamma, delta, h), name="kgw", max_new_tokens=max_new_tokens, **options)
+    return decode_rule(
+        lm, prompt, kgw_rule(key, _generators(lm, prompt, seed), gamma, delta, h), name="kgw", max_new_tokens=max_new_tokens, **options
+    )
 
 
 @register_decoder("gumbel_hash")
@@ -208,7 +233,9 @@ def gumbel_hash_decoder(lm, prompt, *, key: Key, h: int = 4, max_new_tokens: int
 @register_decoder("synthid")
 def synthid_decoder(lm, prompt, *, key: Key, layers: int = 30, h: int = 4, max_new_tokens: int, seed: int = 0, **options):
     "Tournament sampling, non-distortionary for one text."
-    return decode_rule(lm, prompt, synthid_rule(key, _generators(lm, prompt, seed), layers, h), name="synthid", max_new_tokens=max_new_tokens, **options)
+    return decode_rule(
+        lm, prompt, synthid_rule(key, _generators(lm, prompt, seed), layers, h), name="synthid", max_new_tokens=max_new_tokens, **options
+    )
 
 
 def unkeyed_decoder(lm, prompt, *, max_new_tokens: int, seed: int = 0, **options):

@@ -65,8 +65,11 @@ def generate(
         lm, secret = load_lm(model), WatermarkKey(key, n, scheme)
         prompt = Path(prompt).read_text(encoding="utf-8") if len(prompt) < 250 and Path(prompt).is_file() else prompt
         write = exp_decoder if scheme == "exp" else its_decoder
-        found = write(lm, prompt, key=secret, max_new_tokens=tokens, temperature=temperature, seed=secrets.randbits(32) if seed is None else seed)
-    except ValueError as error: raise typer.BadParameter(str(error)) from None
+        found = write(
+            lm, prompt, key=secret, max_new_tokens=tokens, temperature=temperature, seed=secrets.randbits(32) if seed is None else seed
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     written(out, found.text)
 
 
@@ -90,5 +93,7 @@ def detect_command(
         text = file.read_text(encoding="utf-8")
         found = detect(text, WatermarkKey(key, n, scheme), tokenizer=load_tokenizer(tokenizer), k=k, edit=edit, method=method, n_null=nulls)
     except ValueError as error: raise typer.BadParameter(str(error)) from None
-    typer.echo(f"p = {found.p_value:.3g}  phi = {found.phi:.4g}  tokens = {found.m}  span = {found.span[0]}..{found.span[1]}  key entry = {found.offset}")
+    typer.echo(
+        f"p = {found.p_value:.3g}  phi = {found.phi:.4g}  tokens = {found.m}  span = {found.span[0]}..{found.span[1]}  key entry = {found.offset}"
+    )
     if out is not None: out.write_text(json.dumps(found.to_dict(), indent=1))

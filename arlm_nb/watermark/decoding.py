@@ -29,7 +29,8 @@ def next_logprobs(
     **warping,  # top_k, top_p, min_p, typical_p
 ) -> Tensor:  # float64 [B, V]
     "The law that is to be sampled, in logarithms: a warped model is what 'the distribution' means from here on."
-    if not temperature > 0: raise ValueError(f"temperature must be > 0, got {temperature}: greedy decoding has no entropy that could carry a watermark")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}: greedy decoding has no entropy that could carry a watermark")
     logits = logits.double().masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= vocab, -torch.inf)
     return warp(logits, temperature=temperature, **warping).log_softmax(-1)
 
@@ -59,4 +60,6 @@ def decode_rule(
         return tokens
 
     observe = (lambda i: note(now["live"][i], now["t"])) if note else None
-    return decode_loop(lm, prompt, choose, max_new_tokens=max_new_tokens, name=name, stop=stop, callback=callback, candidates=candidates, observe=observe)
+    return decode_loop(
+        lm, prompt, choose, max_new_tokens=max_new_tokens, name=name, stop=stop, callback=callback, candidates=candidates, observe=observe
+    )

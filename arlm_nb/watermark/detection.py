@@ -179,8 +179,18 @@ def detect_keys(
     found = [detect(tokens, key, **options) for key in keys]
     order = np.argsort([d.p_value for d in found], kind="stable")
     holm = np.maximum.accumulate([min(1.0, (len(keys) - r) * found[i].p_value) for r, i in enumerate(order)])
-    rows = [dict(key=int(i), key_id=found[i].key_id, p_value=found[i].p_value, p_family=p, phi=found[i].phi, span=found[i].span, offset=found[i].offset)
-            for i, p in zip(order, holm)]
+    rows = [
+        dict(
+            key=int(i),
+            key_id=found[i].key_id,
+            p_value=found[i].p_value,
+            p_family=p,
+            phi=found[i].phi,
+            span=found[i].span,
+            offset=found[i].offset,
+        )
+        for i, p in zip(order, holm)
+    ]
     return pd.DataFrame(rows)
 
 

@@ -70,11 +70,15 @@ def draw_shifts(n: int, count: int, seed: int = 0) -> list[int]:
 
 def _keyed_decoder(lm, prompt, key, scheme, *, shift, seed, max_new_tokens, **options):
     keys, count = [key] if isinstance(key, WatermarkKey) else list(key), len(encode_prompts(lm, prompt)[0])
-    if any(k.scheme != scheme for k in keys): raise ValueError(f"the key's scheme must be {scheme!r}, got {[k.scheme for k in keys if k.scheme != scheme][0]!r}")
+    if any(k.scheme != scheme for k in keys):
+        raise ValueError(f"the key's scheme must be {scheme!r}, got {[k.scheme for k in keys if k.scheme != scheme][0]!r}")
     keys = [k if k.vocab_size else k.with_vocab(model_vocab(lm)) for k in keys * (count if len(keys) == 1 else 1)]
     if max_new_tokens > min(k.n for k in keys):
-        warnings.warn(f"max_new_tokens = {max_new_tokens} is more than the key's n = {min(k.n for k in keys)}: entries are used twice and the text is no longer "
-                      f"exactly the model's; use a key with n >= {max_new_tokens}", stacklevel=3)
+        warnings.warn(
+            f"max_new_tokens = {max_new_tokens} is more than the key's n = {min(k.n for k in keys)}: entries are used twice and the text is no longer "
+            f"exactly the model's; use a key with n >= {max_new_tokens}",
+            stacklevel=3,
+        )
     shifts = draw_shifts(keys[0].n, count, seed) if shift is None else [shift] * count if isinstance(shift, int) else list(shift)
     note = lambda row, t: {"key_entry": (t + shifts[row]) % keys[row].n}
     return decode_rule(lm, prompt, key_rule(keys, shifts), name=f"{scheme}_watermark", note=note, max_new_tokens=max_new_tokens, **options)
@@ -97,8 +101,17 @@ def exp_decoder(
 
 
 @register_decoder("its_watermark")
-def its_decoder(lm, prompt, *, key: WatermarkKey | Sequence[WatermarkKey], shift: int | Sequence[int] | None = None, max_new_tokens: int, seed: int = 0,
-                temperature: float = 1.0, **options):
+def its_decoder(
+    lm,
+    prompt,
+    *,
+    key: WatermarkKey | Sequence[WatermarkKey],
+    shift: int | Sequence[int] | None = None,
+    max_new_tokens: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+    **options,
+):
     "Shift-generate with inverse transform sampling (paper, Algorithm 1 and section 2.2); arguments as `exp_decoder`."
     return _keyed_decoder(lm, prompt, key, "its", shift=shift, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, **options)
 
@@ -148,7 +161,10 @@ class WatermarkProcessor:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         "scores [B, V] -> the same shape, 0 at the chosen token and -inf elsewhere."
         if self.start is None or input_ids.shape[1] < self.start: self._begin(len(input_ids), input_ids.shape[1])
-        if len(input_ids) != len(self.shifts): raise ValueError(f"{len(input_ids)} sequences but {len(self.shifts)} shifts; a processor serves one generate call at a time, without beams")
+        if len(input_ids) != len(self.shifts):
+            raise ValueError(
+                f"{len(input_ids)} sequences but {len(self.shifts)} shifts; a processor serves one generate call at a time, without beams"
+            )
         V = min(self.vocab or scores.shape[-1], scores.shape[-1])
         key = self.key.with_vocab(V) if self.key.vocab_size is None else self.key
         step, live = input_ids.shape[1] - self.start, list(range(len(input_ids)))
@@ -157,7 +173,13 @@ class WatermarkProcessor:
 
     def _begin(self, batch: int, length: int):
         self.start = length
-        self.shifts = draw_shifts(self.key.n, batch, self.seed) if self.shift is None else [self.shift] * batch if isinstance(self.shift, int) else list(self.shift)
+        self.shifts = (
+            draw_shifts(self.key.n, batch, self.seed)
+            if self.shift is None
+            else [self.shift] * batch
+            if isinstance(self.shift, int)
+            else list(self.shift)
+        )
 
     def reset(self):
         "Before the next generate call."

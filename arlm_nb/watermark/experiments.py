@@ -45,13 +45,19 @@ SCHEMES = {
     "exp-edit": _position_scheme("exp", exp_decoder, True),
     "its": _position_scheme("its", its_decoder, False),
     "its-edit": _position_scheme("its", its_decoder, True),
-    **{f"kgw-{delta:g}": _hash_scheme(f"kgw-{delta:g}", baselines.kgw_decoder, baselines.kgw_score, {"delta": delta}) for delta in (0.0, 1.0, 1.5, 2.0)},
+    **{
+        f"kgw-{delta:g}": _hash_scheme(f"kgw-{delta:g}", baselines.kgw_decoder, baselines.kgw_score, {"delta": delta})
+        for delta in (0.0, 1.0, 1.5, 2.0)
+    },
     "kgw-fixed-2": _hash_scheme("kgw-fixed-2", baselines.kgw_decoder, baselines.kgw_score, {"delta": 2.0, "h": 0}, {"h": 0}),
     "gumbel-hash": _hash_scheme("gumbel-hash", baselines.gumbel_hash_decoder, baselines.gumbel_hash_score),
     "synthid": _hash_scheme("synthid", baselines.synthid_decoder, baselines.synthid_score),
     "synthid-weighted": _hash_scheme("synthid", baselines.synthid_decoder, baselines.synthid_score, None, {"weighted": True}),
-    "unkeyed": Scheme("unkeyed", lambda lm, prompts, seeds, n, **options: baselines.unkeyed_decoder(lm, prompts, **options),
-                      _position_scheme("exp", exp_decoder, False).p_value),
+    "unkeyed": Scheme(
+        "unkeyed",
+        lambda lm, prompts, seeds, n, **options: baselines.unkeyed_decoder(lm, prompts, **options),
+        _position_scheme("exp", exp_decoder, False).p_value,
+    ),
 }
 
 
@@ -102,14 +108,30 @@ def power_curve(
     reads, rows, texts = text_keys(n_texts, seed + 1000) if wrong_key else keys, [], {} if texts is None else texts
     for name in schemes:
         s = scheme(name)
-        if s.decoder not in texts: texts[s.decoder] = s.write(lm, prompts[:n_texts], keys, n, max_new_tokens=max(lengths), temperature=temperature, seed=seed, stop=False)
+        if s.decoder not in texts:
+            texts[s.decoder] = s.write(
+                lm, prompts[:n_texts], keys, n, max_new_tokens=max(lengths), temperature=temperature, seed=seed, stop=False
+            )
         options = dict(n_null=n_null, method=method, **({"k": k} if k else {}))
         for m in lengths:
             for kind, eps in attacks:
                 edited = [damaged(lm, g.ids[:m], kind, eps, seed + i) for i, g in enumerate(texts[s.decoder])]
                 p = np.array([s.p_value(t, key, V, n, **options) for t, key in zip(edited, reads)])
                 hit = wilson(int((p <= level).sum()), len(p))
-                rows.append(dict(scheme=name, length=m, attack=kind, eps=eps, n=n, texts=len(p), median_p=float(np.median(p)), power=hit.value, low=hit.low, high=hit.high))
+                rows.append(
+                    dict(
+                        scheme=name,
+                        length=m,
+                        attack=kind,
+                        eps=eps,
+                        n=n,
+                        texts=len(p),
+                        median_p=float(np.median(p)),
+                        power=hit.value,
+                        low=hit.low,
+                        high=hit.high,
+                    )
+                )
     return pd.DataFrame(rows)
 
 

@@ -27,19 +27,41 @@ def edited_power(lm, seed: int = 0, n_texts: int = 40, length: int = 35, n_null:
     prompts = docs_prompts(lm, n_texts, seed=seed)
 
     def run(name, kind="none", eps=0.0, temperature=1.0, **options):
-        return power_curve(lm, [name], [length], [(kind, eps)], n_texts, prompts=prompts, n_null=n_null, seed=seed, temperature=temperature, texts=kept[temperature], **options).iloc[0]
+        return power_curve(
+            lm,
+            [name],
+            [length],
+            [(kind, eps)],
+            n_texts,
+            prompts=prompts,
+            n_null=n_null,
+            seed=seed,
+            temperature=temperature,
+            texts=kept[temperature],
+            **options,
+        ).iloc[0]
 
     return {
-        "exp": run("exp", "substitution", 0.4), "exp, wrong key": run("exp", "substitution", 0.4, wrong_key=True), "exp, cold": run("exp", "substitution", 0.4, temperature=0.5),
-        "unkeyed": run("unkeyed", "substitution", 0.4), "kgw-2": run("kgw-2", "substitution", 0.4), "kgw-2, clean": run("kgw-2"),
-        "its": run("its"), "its, wrong key": run("its", wrong_key=True), "exp, insertions": run("exp", "insertion", 0.3), "exp-edit, insertions": run("exp-edit", "insertion", 0.3),
+        "exp": run("exp", "substitution", 0.4),
+        "exp, wrong key": run("exp", "substitution", 0.4, wrong_key=True),
+        "exp, cold": run("exp", "substitution", 0.4, temperature=0.5),
+        "unkeyed": run("unkeyed", "substitution", 0.4),
+        "kgw-2": run("kgw-2", "substitution", 0.4),
+        "kgw-2, clean": run("kgw-2"),
+        "its": run("its"),
+        "its, wrong key": run("its", wrong_key=True),
+        "exp, insertions": run("exp", "insertion", 0.3),
+        "exp-edit, insertions": run("exp-edit", "insertion", 0.3),
         "exp-edit, insertions, wrong key": run("exp-edit", "insertion", 0.3, wrong_key=True),
     }
 
 
-@claim("distortion_free", paper="p <= 0.01 from 35 tokens after 40 to 50% of them were corrupted (OPT-1.3B, LLaMA-7B)",
-       threshold="EXP median p <= 0.01 at 40% substitution and ITS median p <= 0.01 clean (35 tokens); EXP-edit's power >= EXP's + 0.1 at 30% insertion; wrong key <= 0.05; "
-                 "less power at temperature 0.5; EXP's excess surprise within noise of 0 where KGW's KL (delta 2) is > 0.05 nats/token")
+@claim(
+    "distortion_free",
+    paper="p <= 0.01 from 35 tokens after 40 to 50% of them were corrupted (OPT-1.3B, LLaMA-7B)",
+    threshold="EXP median p <= 0.01 at 40% substitution and ITS median p <= 0.01 clean (35 tokens); EXP-edit's power >= EXP's + 0.1 at 30% insertion; wrong key <= 0.05; "
+    "less power at temperature 0.5; EXP's excess surprise within noise of 0 where KGW's KL (delta 2) is > 0.05 nats/token",
+)
 def distortion_free_claim(seed: int = 0, lm=None, n_texts: int = 40) -> list[Measured]:
     "Detection after edits, with the wrong key, and the price for the text."
     if lm is None:
@@ -49,31 +71,88 @@ def distortion_free_claim(seed: int = 0, lm=None, n_texts: int = 40) -> list[Mea
     gain = r["exp-edit, insertions"].power - r["exp, insertions"].power
     note = f"power {r['exp'].power:.2f} at p <= 0.01; {n_texts} texts; model {lm.name}"
     return [
-        Measured(r["exp"].median_p, r["kgw-2"].median_p, "median p", r["exp"].median_p <= 0.01, r["exp, wrong key"].median_p, notes=note, name="EXP, 40% substituted"),
-        Measured(r["its"].median_p, r["kgw-2, clean"].median_p, "median p", r["its"].median_p <= 0.01, r["its, wrong key"].median_p, name="ITS, clean"),
-        Measured(r["exp-edit, insertions"].power, r["exp, insertions"].power, "power at p <= 0.01", gain >= 0.1, r["exp-edit, insertions, wrong key"].power,
-                 power(r["exp-edit, insertions"]), "baseline: the same texts without edit alignment", "EXP-edit, 30% inserted"),
-        Measured(r["exp, wrong key"].power, r["exp"].power, "power at p <= 0.01", r["exp, wrong key"].power <= 0.05, r["unkeyed"].power, power(r["exp, wrong key"]),
-                 "baseline: the right key; ablation: unkeyed text", "EXP, wrong key"),
-        Measured(r["exp, cold"].power, r["exp"].power, "power at p <= 0.01", r["exp, cold"].power < r["exp"].power, None, power(r["exp, cold"]),
-                 "40% substituted; baseline: temperature 1", "EXP, temperature 0.5"),
+        Measured(
+            r["exp"].median_p,
+            r["kgw-2"].median_p,
+            "median p",
+            r["exp"].median_p <= 0.01,
+            r["exp, wrong key"].median_p,
+            notes=note,
+            name="EXP, 40% substituted",
+        ),
+        Measured(
+            r["its"].median_p,
+            r["kgw-2, clean"].median_p,
+            "median p",
+            r["its"].median_p <= 0.01,
+            r["its, wrong key"].median_p,
+            name="ITS, clean",
+        ),
+        Measured(
+            r["exp-edit, insertions"].power,
+            r["exp, insertions"].power,
+            "power at p <= 0.01",
+            gain >= 0.1,
+            r["exp-edit, insertions, wrong key"].power,
+            power(r["exp-edit, insertions"]),
+            "baseline: the same texts without edit alignment",
+            "EXP-edit, 30% inserted",
+        ),
+        Measured(
+            r["exp, wrong key"].power,
+            r["exp"].power,
+            "power at p <= 0.01",
+            r["exp, wrong key"].power <= 0.05,
+            r["unkeyed"].power,
+            power(r["exp, wrong key"]),
+            "baseline: the right key; ablation: unkeyed text",
+            "EXP, wrong key",
+        ),
+        Measured(
+            r["exp, cold"].power,
+            r["exp"].power,
+            "power at p <= 0.01",
+            r["exp, cold"].power < r["exp"].power,
+            None,
+            power(r["exp, cold"]),
+            "40% substituted; baseline: temperature 1",
+            "EXP, temperature 0.5",
+        ),
         *_price(lm, seed, n_texts),
     ]
 
 
 def _price(lm, seed: int, n_texts: int) -> list[Measured]:
     prompts, keys = docs_prompts(lm, n_texts, seed=seed), text_keys(n_texts, seed)
-    texts = {name: scheme(name).write(lm, prompts, keys, 256, max_new_tokens=70, seed=seed, stop=False) for name in ("exp", "unkeyed", "kgw-2")}
+    texts = {
+        name: scheme(name).write(lm, prompts, keys, 256, max_new_tokens=70, seed=seed, stop=False) for name in ("exp", "unkeyed", "kgw-2")
+    }
     laws = {name: step_laws(lm, g) for name, g in texts.items()}
     extra = {name: excess(*law) for name, law in laws.items()}
     law_kl, fixed_kl = keyed_average_kl(laws["unkeyed"][0][:: max(len(laws["unkeyed"][1]) // 150, 1)], kgw_law(), seed=seed)
     entropy = -(laws["unkeyed"][0].exp() * laws["unkeyed"][0].clamp(min=-1e30)).sum(-1).mean()
     e, k = extra["exp"], extra["kgw-2"]
     return [
-        Measured(e.value, k.value, "nats/token of excess surprise", bool(e.low <= 0 <= e.high and k.low > 0), extra["unkeyed"].value, (e.low, e.high),
-                 f"baseline: KGW, delta 2; ablation: unkeyed sampling; the model's entropy is {float(entropy):.2f} nats", "EXP, excess surprise"),
-        Measured(law_kl, 0.0, "nats/token", bool(law_kl > 0.05), None, None,
-                 f"KL from the model of KGW's next-token law (delta 2), averaged over keys; at a fixed key it is {fixed_kl:.3f}; baseline: EXP's averaged law, the model's by proof", "KGW, KL of its law"),
+        Measured(
+            e.value,
+            k.value,
+            "nats/token of excess surprise",
+            bool(e.low <= 0 <= e.high and k.low > 0),
+            extra["unkeyed"].value,
+            (e.low, e.high),
+            f"baseline: KGW, delta 2; ablation: unkeyed sampling; the model's entropy is {float(entropy):.2f} nats",
+            "EXP, excess surprise",
+        ),
+        Measured(
+            law_kl,
+            0.0,
+            "nats/token",
+            bool(law_kl > 0.05),
+            None,
+            None,
+            f"KL from the model of KGW's next-token law (delta 2), averaged over keys; at a fixed key it is {fixed_kl:.3f}; baseline: EXP's averaged law, the model's by proof",
+            "KGW, KL of its law",
+        ),
     ]
 
 # %% ../../nbs/watermark/20_results.ipynb #c006
@@ -95,18 +174,32 @@ def tour_section(lm=None, *, key: WatermarkKey | None = None, length: int = 80, 
     wrong = detect(edited, WatermarkKey(key.seed + 1, key.n, key.scheme, key.vocab_size), edit=True, n_null=n_null, seed=seed)
     rows = [_row(name, d) for name, d in {**found, "edited, read with another key": wrong}.items()]
     shaded = [f"<p><b>{name}</b>: p = {d.p_value:.3g}</p>{evidence_html(d, lm.tokenizer)}" for name, d in found.items()]
-    return dict(title="A watermark that does not change the text's distribution", markdown=_tour_text(rows, length, n_null), rows=rows, html="".join(shaded),
-                figures=[detection_figure(found[f"watermarked, {eps:.0%} edited"], key, lm.tokenizer)], seconds=time.perf_counter() - start)
+    return dict(
+        title="A watermark that does not change the text's distribution",
+        markdown=_tour_text(rows, length, n_null),
+        rows=rows,
+        html="".join(shaded),
+        figures=[detection_figure(found[f"watermarked, {eps:.0%} edited"], key, lm.tokenizer)],
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _row(name: str, d: Detection) -> dict:
-    return {"text": name, "tokens": d.m, "p-value": d.p_value, "phi": round(d.phi, 1), "detected at 0.01": "yes" if d.p_value <= 0.01 else "no"}
+    return {
+        "text": name,
+        "tokens": d.m,
+        "p-value": d.p_value,
+        "phi": round(d.phi, 1),
+        "detected at 0.01": "yes" if d.p_value <= 0.01 else "no",
+    }
 
 
 def _tour_text(rows: list[dict], length: int, n_null: int) -> str:
-    return (f"{length} tokens were sampled with a secret key, 30% of them were deleted, inserted or replaced, and the text went through the tokenizer again. Laid on the key, it is "
-            f"compared with {n_null} fresh keys: p = {rows[1]['p-value']:.3g}. The same test on ordinary text: p = {rows[2]['p-value']:.3g}. Without the key the watermarked text has exactly "
-            "the model's own distribution. Blue tokens speak for the key, orange ones against it.")
+    return (
+        f"{length} tokens were sampled with a secret key, 30% of them were deleted, inserted or replaced, and the text went through the tokenizer again. Laid on the key, it is "
+        f"compared with {n_null} fresh keys: p = {rows[1]['p-value']:.3g}. The same test on ordinary text: p = {rows[2]['p-value']:.3g}. Without the key the watermarked text has exactly "
+        "the model's own distribution. Blue tokens speak for the key, orange ones against it."
+    )
 
 # %% ../../nbs/watermark/20_results.ipynb #c008
 @benchmark("watermark.detection")
@@ -122,8 +215,22 @@ def bench_detection(device: str = "cpu") -> list[Bench]:
     timed = lambda tokens, repeat=3, **options: time_cpu(lambda: detect(tokens, key, seed=1, **options), repeat=repeat)
     plain = dict(baseline=None, error=error)
     return [
-        Bench("EXP-edit, 200 tokens, k 50, n 256, 100 keys", timed(text, 1, k=50, edit=True, n_null=100), one * 151 * 101, "tensor operations, one block timed", error=error, notes="asked: 15 s"),
-        Bench("EXP-edit, 50 tokens, k 50, n 256, 100 keys", timed(text[:50], k=50, edit=True, n_null=100), one * 101, "tensor operations, one block timed", error=error, notes="asked: 0.2 s"),
+        Bench(
+            "EXP-edit, 200 tokens, k 50, n 256, 100 keys",
+            timed(text, 1, k=50, edit=True, n_null=100),
+            one * 151 * 101,
+            "tensor operations, one block timed",
+            error=error,
+            notes="asked: 15 s",
+        ),
+        Bench(
+            "EXP-edit, 50 tokens, k 50, n 256, 100 keys",
+            timed(text[:50], k=50, edit=True, n_null=100),
+            one * 101,
+            "tensor operations, one block timed",
+            error=error,
+            notes="asked: 0.2 s",
+        ),
         Bench("EXP plain, 200 tokens, 999 keys", timed(text, n_null=999), **plain),
         Bench("EXP analytic, 200 tokens", timed(text, method="analytic"), **plain),
         Bench("EXP-edit analytic, 50 tokens", timed(text[:50], method="analytic", edit=True), **plain, notes="a bound, no fresh keys"),
@@ -135,4 +242,6 @@ def bench_detection_gpu(device: str = "cuda") -> Bench:
     "5,000 fresh keys on a GPU; 2 s are asked."
     from arlm_nb.core.bench import time_cuda
     key, text = WatermarkKey(42, vocab_size=50_272), torch.randint(50_272, (80,), generator=torch.Generator().manual_seed(0)).to(device)
-    return Bench("EXP-edit, 80 tokens, n 256, 5000 keys", time_cuda(lambda: detect(text, key, edit=True, n_null=5000), repeat=3), notes="asked: 2 s")
+    return Bench(
+        "EXP-edit, 80 tokens, n 256, 5000 keys", time_cuda(lambda: detect(text, key, edit=True, n_null=5000), repeat=3), notes="asked: 2 s"
+    )

@@ -44,11 +44,25 @@ def dial(p_value: float, level: float = 0.01, **place):
     import plotly.graph_objects as go
     value, limit = -math.log10(max(p_value, 1e-300)), -math.log10(level)
     top = max(4.0, math.ceil(value))
-    steps = [dict(range=[0, min(limit, top)], color="rgba(121,121,121,0.25)"), dict(range=[min(limit, top), top], color="rgba(27,98,175,0.25)")]
-    gauge = dict(axis=dict(range=[0, top], tickprefix="1e-", nticks=6), bar=dict(color="#1B62AF" if p_value <= level else "#797979", thickness=0.45), steps=steps,
-                 threshold=dict(line=dict(color="#F96420", width=3), value=limit))
+    steps = [
+        dict(range=[0, min(limit, top)], color="rgba(121,121,121,0.25)"),
+        dict(range=[min(limit, top), top], color="rgba(27,98,175,0.25)"),
+    ]
+    gauge = dict(
+        axis=dict(range=[0, top], tickprefix="1e-", nticks=6),
+        bar=dict(color="#1B62AF" if p_value <= level else "#797979", thickness=0.45),
+        steps=steps,
+        threshold=dict(line=dict(color="#F96420", width=3), value=limit),
+    )
     number = dict(valueformat=".2f", prefix="p = 1e-")
-    return go.Indicator(mode="gauge+number", value=value, number={**number, "font": dict(size=20)}, gauge=gauge, title=dict(text=verdict(p_value, level), font=dict(size=14)), **place)
+    return go.Indicator(
+        mode="gauge+number",
+        value=value,
+        number={**number, "font": dict(size=20)},
+        gauge=gauge,
+        title=dict(text=verdict(p_value, level), font=dict(size=14)),
+        **place,
+    )
 
 
 def verdict(p_value: float, level: float = 0.01) -> str:
@@ -66,13 +80,29 @@ def detection_figure(
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import figure
     pieces, path = token_texts(detection, tokenizer), np.array(detection.path or np.zeros((0, 2)), dtype=float)
-    fig = figure(dial(detection.p_value, domain=dict(x=[0.74, 1.0], y=[0.25, 0.95])), height=height, title=f"{detection.cost} watermark, {detection.m} tokens, n = {detection.n}")
+    fig = figure(
+        dial(detection.p_value, domain=dict(x=[0.74, 1.0], y=[0.25, 0.95])),
+        height=height,
+        title=f"{detection.cost} watermark, {detection.m} tokens, n = {detection.n}",
+    )
     if key is not None and detection.path:
         C = alignment_cost(torch.tensor(detection.tokens), key.with_vocab(key.vocab_size or text_vocab(tokenizer)), cost=detection.cost)
         low, high = np.percentile(C.numpy(), [1, 99])
-        fig.add_trace(go.Heatmap(z=C.numpy().round(2), colorscale="Greys_r", zmin=low, zmax=high, opacity=0.75, showscale=False, hoverinfo="skip"))
+        fig.add_trace(
+            go.Heatmap(z=C.numpy().round(2), colorscale="Greys_r", zmin=low, zmax=high, opacity=0.75, showscale=False, hoverinfo="skip")
+        )
     label = [f"token {int(i)} {pieces[int(i)]!r}<br>key entry {int(j)}" for i, j in path]
-    fig.add_trace(go.Scatter(x=path[:, 1], y=path[:, 0], mode="markers", marker=dict(color="#F96420", size=5), text=label, hovertemplate="%{text}<extra></extra>", name="aligned"))
+    fig.add_trace(
+        go.Scatter(
+            x=path[:, 1],
+            y=path[:, 0],
+            mode="markers",
+            marker=dict(color="#F96420", size=5),
+            text=label,
+            hovertemplate="%{text}<extra></extra>",
+            name="aligned",
+        )
+    )
     return fig.update_layout(xaxis=dict(title="key entry j", range=[-0.5, detection.n - 0.5], domain=[0, 0.7]), showlegend=False,
                              yaxis=dict(title="token i", range=[detection.m - 0.5, -0.5]))
 
