@@ -20,7 +20,8 @@ PICTURES = ROOT/"out"/"browser"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900),
-              pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")]
+              pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+              pytest.mark.skipif(os.environ.get("ARLM_BROWSER") != "1", reason="minutes in a real browser: ARLM_BROWSER=1 runs it")]
 
 EXAMPLE = """
 import plotly.graph_objects as go

@@ -89,7 +89,7 @@ def check_ids(ids: Tensor, vocab_size: int) -> Tensor:
     ids = ids[None] if ids.dim() == 1 else ids
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"ids must be an integer tensor [B, T], got {ids.dtype} {list(ids.shape)}")
-    if ids.shape[1] > 1 and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):  # a single step is left to the embedding
+    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):
         raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
     return ids.long()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.generation import check_budget, encode_prompts, greedy, register_decoder, sample
 from .head_effects import HeadEffects, HeadMeans, per_task
-from .icl_tasks import ICLTask, Template, majority_label, prompts
+from .icl_tasks import ICLTask, Template, majority_label, prompt, prompts
 from .icl_tokens import batches, encode_all
 from .last_position import last_only
 

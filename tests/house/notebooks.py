@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT/"nbs"
 WORKERS = int(os.environ.get("ARLM_NB_WORKERS", 2))
-LIMIT = float(os.environ.get("ARLM_NB_SECONDS", 120))  # wall clock for one notebook on a loaded machine
+LIMIT = float(os.environ.get("ARLM_NB_SECONDS", 420))  # wall clock for one notebook on a loaded machine
 POOL = pytest.StashKey()
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
