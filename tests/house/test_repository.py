@@ -10,7 +10,7 @@ from copy import deepcopy
 
 import pytest
 
-from tests.house.notebooks import LIMIT, NBS, POOL, ROOT, WORKERS, all_notebooks
+from tests.house.notebooks import LIMIT, NBS, POOL, ROOT, TOO_LONG, WORKERS, all_notebooks
 
 NOTEBOOKS = [path.relative_to(NBS).as_posix() for path in all_notebooks()]
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|tmp|home|Users)/[\w.]")
@@ -91,6 +91,7 @@ def comparable(nb: dict) -> str:
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_notebook_runs(notebook, request):
     "From top to bottom with nbdev's test runner, in its time."
+    if notebook in TOO_LONG: pytest.skip(TOO_LONG[notebook])
     passed, seconds, output = request.config.stash[POOL].wait(notebook)
     if not passed: pytest.fail(f"{notebook} failed after {seconds:.0f} s\n{tail(output)}", pytrace=False)
 
