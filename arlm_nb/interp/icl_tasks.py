@@ -202,41 +202,44 @@ def prompts(task: ICLTask, n_prompts: int, n: int = 10, *, queries: ICLTask | No
     return [prompt(task, n, x, seed=seed * 1_000_003 + i, answers=queries, **kwargs) for i, x in enumerate(chosen)]
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c019
-def _measure_maps(lm) -> dict:
+def _measure_maps(lm, families: tuple = ("word", "pair")) -> dict:
     "Accuracy on unseen draws by number of demonstrations and by family, and with demonstrations of mixed tasks."
     from arlm_nb.core.maps import icl_maps
     maps, out = icl_maps(), {}
     def accuracy(family, n_shots, corrupt=None, n=1000):
         prompts = maps.prompts(n, torch.Generator().manual_seed(12345), n_shots, corrupt, tasks=maps.families[family])
         return round(maps.accuracy(lm, prompts)["all"], 4)
-    for family in maps.families:
+    for family in families:
         out |= {f"{family}_accuracy_{k}_shots": accuracy(family, k) for k in (0, 1, 2, 3, 5)}
         out |= {f"{family}_accuracy_{c}_labels": accuracy(family, 5, c) for c in ("mixed", "shuffle")}
-    return out | {"chance": round(1 / len(maps.families["word"]), 4)}
+    return out | {f"{f}_chance": round(1 / len(maps.families[f]), 4) for f in families}
 
-def _maps_recipe(name: str, n_layers: int, steps: int, pair_weight: int, about: str):
-    "A learner of the abstract maps: rotary positions, 64 wide, 4 heads, one-cycle AdamW."
+def _maps_recipe(name: str, families: tuple, steps: int, about: str, **sizes):
+    "A learner of the abstract maps: 64 wide, 4 heads, one-cycle AdamW."
     from arlm_nb.core.maps import icl_maps
     from arlm_nb.core.transformer import TransformerConfig
     from arlm_nb.train_checkpoints import Recipe
     maps = icl_maps()
-    config = TransformerConfig(maps.tokenizer.vocab_size, d_model=64, n_layers=n_layers, n_heads=4, context_length=64, positions="rotary")
-    tasks = maps.families["word"] + maps.families["pair"] * pair_weight
+    config = TransformerConfig(maps.tokenizer.vocab_size, d_model=64, n_heads=4, context_length=64, **sizes)
+    tasks = [t for f in families for t in maps.families[f]]
     options = dict(lr=1.5e-3, schedule="one_cycle", log_every=20, checkpoint_every=100)
     return Recipe(
-        name, lambda: (config, maps.tokenizer), lambda _: maps.data(64, tasks=tasks), _measure_maps, steps, fit=options, about=about
+        name,
+        lambda: (config, maps.tokenizer),
+        lambda _: maps.data(64, tasks=tasks),
+        lambda lm: _measure_maps(lm, families),
+        steps,
+        fit=options,
+        about=about,
     )
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c020
 def icl_tasks_recipe():
-    "`icl-tasks`: 3 layers, 0.16M parameters."
-    return _maps_recipe(
-        "icl-tasks", 3, 1600, 1, "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations"
-    )
-
+    "`icl-tasks`: 3 layers, 0.15M parameters."
+    about = "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations"
+    return _maps_recipe("icl-tasks", ("word", "pair"), 1600, about, n_layers=3, positions="rotary")
 
 def icl_tasks_4l_recipe():
-    "`icl-tasks-4l`: one layer more, trained longer, half of the rows from the two-attribute family (composition)."
-    return _maps_recipe(
-        "icl-tasks-4l", 4, 3000, 2, "In-context learner of abstract word maps, 4 layers, half of the rows two-attribute tasks (composition)"
-    )
+    "`icl-tasks-4l`: one layer more, only the two-attribute family (composition); a table of positions tells it which word of a pair is which."
+    about = "In-context learner of two-attribute tasks over pairs of words, (first | last) x (copy | upper), 4 layers (composition)"
+    return _maps_recipe("icl-tasks-4l", ("pair",), 2000, about, n_layers=4, positions="learned")
