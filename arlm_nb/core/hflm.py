@@ -506,7 +506,9 @@ def _install(self: HFLM, name: str, fn: Callable, stack: ExitStack):
     if name == "ln_final.hook_normalized": return stack.callback(_on_output(self.parts.final_norm, fn).remove)
     layer, tail = int(name.split(".")[1]), name.split(".", 2)[2]
     block, fn = self.parts.blocks[layer], self._unflattened(fn)
-    heads = lambda z: _flat(fn(z.unflatten(-1, (self.n_heads, -1))))
+    def heads(z):  # what was looked at goes on, so that gradients reach it
+        parts = z.unflatten(-1, (self.n_heads, -1))
+        return _or(fn(parts), parts).flatten(-2)
     simple = {
         "hook_resid_pre": (_on_input, block, fn),
         "hook_resid_post": (_on_output, block, fn),
@@ -530,13 +532,11 @@ def _unflattened(self: HFLM, fn: Callable) -> Callable:
     "`fn` sees [B, T, ...] also where the model has [B T, ...]."
     def run(x):
         if x.dim() != 2: return fn(x)
-        y = fn(x.unflatten(0, tuple(self._positions_now[0].shape)))
-        return None if y is None else y.flatten(0, 1)
+        whole = x.unflatten(0, tuple(self._positions_now[0].shape))
+        return _or(fn(whole), whole).flatten(0, 1)
     return run
 
 HFLM._unflattened = _unflattened
-
-def _flat(z): return None if z is None else z.flatten(-2)
 
 def _remove(self: HFLM, name: str, fn: Callable):
     self._attention_fns[name].remove(fn)

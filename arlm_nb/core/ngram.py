@@ -135,6 +135,7 @@ def _log_prob(self,
     ids = np.concatenate([[self.eos], ids]) if lead else ids
     p, ranks = np.full(len(ids), 1 / V), np.zeros(len(ids), dtype=np.int64)
     for k, o in enumerate(self.orders, 1):
+        if not len(o.keys): break                # the training text was shorter than this order
         context = _shift(ranks) if k > 1 else ranks
         keys = _ranks(ids, context, k, V, self.eos)
         ranks = o.find(keys)
@@ -158,6 +159,7 @@ def _distribution(self,
         context = context[np.flatnonzero(context == self.eos)[-1]:]
     p = np.full(V, 1 / V)
     for k, o in enumerate(self.orders[:len(context) + 1], 1):
+        if not len(o.keys): return p
         h = 0
         for lower, token in zip(self.orders, context[len(context) - k + 1:]):
             h = int(lower.find(np.array([h * V + token]))[0])

@@ -42,13 +42,12 @@ def _start_ray(tries: int = 3) -> None:
             if not left: raise ConnectionError(f"a local Ray did not start in {tries} tries; connect one with ray.init first") from error
 
 
-def _ray() -> AbstractContextManager:
+def _ray_stream(fn: Callable, tasks: list, n_jobs: int) -> Iterable[tuple[int, Any, str | None]]:
+    "joblib's Ray backend hands results over only when all are there; Ray's own pool gives each as it comes."
     import ray
-    from joblib import parallel_config
-    from ray.util.joblib import register_ray
+    from ray.util.multiprocessing import Pool
     if not ray.is_initialized(): _start_ray()
-    register_ray()
-    return parallel_config("ray")
+    with Pool(min(n_jobs, max(1, len(tasks)))) as pool: yield from pool.imap_unordered(lambda task: _guarded(fn, *task), tasks)
 
 
 def _dask() -> AbstractContextManager:
@@ -64,7 +63,7 @@ def _loky() -> AbstractContextManager:
     return parallel_config("loky")
 
 
-_BACKENDS = {"loky": _loky, "ray": _ray, "dask": _dask}
+_BACKENDS = {"loky": _loky, "dask": _dask, "ray": None}
 
 # %% ../../nbs/core/91_parallel.ipynb #c007
 def _guarded(fn: Callable[[Any], Any], index: int, item: Any) -> tuple[int, Any, str | None]:
@@ -83,6 +82,9 @@ def _stream(fn: Callable, items: list, n_jobs: int, backend: str) -> Iterable[tu
     tasks = list(enumerate(items))
     if n_jobs == 1 and backend == "loky":
         yield from (_guarded(fn, index, item) for index, item in tasks)
+        return
+    if backend == "ray":
+        yield from _ray_stream(fn, tasks, n_jobs)
         return
     import joblib
     with _BACKENDS[backend]():

@@ -12,9 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT/"nbs"
 WORKERS = int(os.environ.get("ARLM_NB_WORKERS", 2))
-LIMIT = float(os.environ.get("ARLM_NB_SECONDS", 420))  # wall clock for one notebook on a loaded machine
+LIMIT = float(os.environ.get("ARLM_NB_SECONDS", 240))  # wall clock for one notebook, two at a time; the aim is 15 s, 60 for a flagship
 POOL = pytest.StashKey()
-TOO_LONG = {"theory/01_markov_chains.ipynb": "takes longer than the limit; its supporting notebooks and its tests run"}
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 CHILD = """
@@ -71,7 +70,7 @@ class Pool:
     def start(self, names: list[str]) -> None:
         if not names: return
         self.executor = ThreadPoolExecutor(WORKERS)
-        self.results = {name: self.executor.submit(run_notebook, NBS/name) for name in names if name not in TOO_LONG}
+        self.results = {name: self.executor.submit(run_notebook, NBS/name) for name in names}
 
     def wait(self, name: str) -> tuple[bool, float, str]:
         result = self.results[name].result() if name in self.results else run_notebook(NBS/name)
