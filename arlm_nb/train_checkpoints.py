@@ -204,9 +204,9 @@ def _code_recipe(name: str, steps: int, **sizes):
         return text_recipe(name, code(), 512, 3, steps, 16, about, tokenizer="code", **sizes)
     recipes[name] = make
 
-_code_recipe("code-large", 600, d_model=96, n_layers=6, n_heads=4, d_ffn=256)
-_code_recipe("code-mid", 500, d_model=96, n_layers=4, n_heads=4, d_ffn=256)
-_code_recipe("code-small", 600, d_model=64, n_layers=2, n_heads=4, d_ffn=172)
+_code_recipe("code-large", 2500, d_model=96, n_layers=6, n_heads=4, d_ffn=256)
+_code_recipe("code-mid", 2000, d_model=96, n_layers=4, n_heads=4, d_ffn=256)
+_code_recipe("code-small", 2000, d_model=64, n_layers=2, n_heads=4, d_ffn=172)
 
 # %% ../nbs/train_checkpoints.ipynb #c014
 def _icl_markov(name: str, steps: int, shuffled: bool):

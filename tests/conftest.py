@@ -1,8 +1,6 @@
 """Offline for every test, the notebooks run before the rest, and the ten slowest of them are named at the end."""
 import os
 
-import pytest
-
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -117,6 +117,12 @@ def picture(page, name: str) -> None:
     page.screenshot(path=PICTURES/f"{name}.png")
 
 
+def draw_figures(page) -> None:
+    "A figure that has a picture beside it shows the picture until the pointer comes."
+    for image in page.locator(".plot-img").all(): image.dispatch_event("mouseenter")
+    page.wait_for_selector(".js-plotly-plot .main-svg", state="attached")
+
+
 def move_slider(page, steps: int = 3):
     "The first slider, some steps to the right with the keyboard; gives the outputs before and after."
     outputs = "() => [...document.querySelectorAll('.jp-OutputArea-output')].map(o => o.innerHTML).join('')"
@@ -133,7 +139,7 @@ def move_slider(page, steps: int = 3):
 
 def test_a_figure_and_a_slider(browser, lab):
     page = run_all(browser, lab, "example.ipynb")
-    page.wait_for_selector(".js-plotly-plot .main-svg", state="attached")
+    draw_figures(page)
     assert page.locator(".widget-label", has_text="3 squared is 9").count() == 1
     move_slider(page)
     page.wait_for_selector("text=6 squared is 36")
@@ -144,7 +150,7 @@ def test_a_figure_and_a_slider(browser, lab):
 @pytest.mark.skipif(not (NBS/"tour.ipynb").exists(), reason="nbs/tour.ipynb is not there yet")
 def test_the_tour(browser, lab):
     page = run_all(browser, lab, "tour.ipynb")
-    assert page.locator(".js-plotly-plot .main-svg").count() > 0, "no figure was drawn"
+    draw_figures(page)
     picture(page, "tour-top")
     assert page.locator(".jp-OutputArea .noUi-handle").count() > 0, "no slider was drawn"
     before, after = move_slider(page)
@@ -152,3 +158,71 @@ def test_the_tour(browser, lab):
     assert without(before) != without(after), "the slider changed nothing"
     picture(page, "tour-slider")
     page.close()
+
+
+PANELS = ("lens", "function vectors", "Markov chain", "watermark", "decoders")
+SHOWN = """() => [...document.querySelectorAll('.widget-tab-contents .jupyter-widgets:not(.widget-slider):not(.widget-box), .widget-tab-contents .jp-OutputArea')]
+    .filter(e => e.offsetParent).map(e => e.outerHTML.replaceAll('noUi-active', '')).join('')"""
+
+
+def settled(page, quiet: float = 1.5, limit: float = 60) -> str:
+    "What the open panel shows, once it has stopped changing."
+    before, since, began = page.evaluate(SHOWN), time.monotonic(), time.monotonic()
+    while time.monotonic() - since < quiet and time.monotonic() - began < limit:
+        page.wait_for_timeout(250)
+        now = page.evaluate(SHOWN)
+        if now != before: before, since = now, time.monotonic()
+    return before
+
+
+def open_panel(page, name: str) -> str:
+    page.locator(".jupyter-widget-tab .lm-TabBar-tab", has_text=name).last.click()
+    page.wait_for_function("() => ![...document.querySelectorAll('.widget-tab-contents i')].some(e => e.offsetParent && e.innerText.startsWith('working'))",
+                           timeout=120_000)
+    return settled(page)
+
+
+@pytest.fixture(scope="module")
+def explorer(browser, lab):
+    page = run_all(browser, lab, "explorer.ipynb")
+    page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+    page.locator(".jupyter-widget-tab").last.scroll_into_view_if_needed()
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_explorer_panel(explorer, name):
+    "Every control of the panel changes what it shows; a picture is kept in both themes."
+    page = explorer
+    theme(page, "Light")
+    before = open_panel(page, name)
+    assert "cannot be shown" not in before and len(before) > 200, before[:2000]
+    picture(page, f"explorer-{name.replace(' ', '-')}-light")
+    texts = page.locator(".widget-tab-contents input[type=text]:visible")
+    if name in ("lens", "decoders"):
+        texts.first.fill("The default value of the given name is returned")
+        texts.first.press("Enter")
+        before, was = settled(page), before
+        assert before != was, "another text changed nothing"
+    handles = page.locator(".widget-tab-contents .noUi-handle:visible")
+    assert handles.count() > 0, "no slider in this panel"
+    for i in range(handles.count()):
+        handles.nth(i).scroll_into_view_if_needed()
+        handles.nth(i).focus()
+        label = handles.nth(i).locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").inner_text()
+        key = "ArrowLeft" if handles.nth(i).get_attribute("aria-valuenow") == handles.nth(i).get_attribute("aria-valuemax") else "ArrowRight"
+        for _ in range(3): page.keyboard.press(key)
+        after = settled(page)
+        assert after != before, f"the slider {label!r} changed nothing"
+        before = after
+    theme(page, "Dark")
+    settled(page)
+    picture(page, f"explorer-{name.replace(' ', '-')}-dark")
+    theme(page, "Light")
+
+
+def theme(page, name: str) -> None:
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})")
+    page.wait_for_selector(f"body[data-jp-theme-light='{'true' if name == 'Light' else 'false'}']", state="attached")
+    page.wait_for_timeout(800)

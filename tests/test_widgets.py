@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from arlm_nb.core.generation import Generation
 from arlm_nb.core.widgets import DecoderPlayer, LayerHeatmap, TokenStrip, replay
 from tests import test_browser
-from tests.test_browser import IDLE, RUN_ALL, browser, lab, move_slider, picture  # noqa: F401 (fixtures)
+from tests.test_browser import IDLE, RUN_ALL, browser, draw_figures, lab, move_slider, picture, theme  # noqa: F401 (fixtures)
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
@@ -123,11 +123,10 @@ def page(browser, lab):  # noqa: F811
 class TestLive:
     def test_views_are_live(self, page):
         page.wait_for_selector(".arlm .strip")
+        draw_figures(page)
         assert page.locator(".arlm").count() == 4 and page.locator(".js-plotly-plot .main-svg").count() > 0
         picture(page, "widgets-light")
-        page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-        page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
-        page.wait_for_timeout(1500)
+        theme(page, "Dark")
         picture(page, "widgets-dark")
 
     def test_hover_and_click_reach_python(self, page):

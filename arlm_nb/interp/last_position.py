@@ -131,7 +131,8 @@ def target_probability(lm, resid: Tensor, target: Tensor, budget: int = 1 << 24)
     step = max(1, budget // (resid.shape[1] * lm.vocab_size))
 
     def some(r, t):
-        return full(lm.unembed(lm.final_norm(r))).log_softmax(-1).gather(-1, t[:, None, None].expand(-1, r.shape[1], 1))[..., 0].exp()
+        logits = full(lm.unembed(lm.final_norm(r)))
+        return (logits.gather(-1, t[:, None, None].expand(-1, r.shape[1], 1))[..., 0] - logits.logsumexp(-1)).exp()
 
     return torch.cat([some(resid[i:i + step], target[i:i + step]) for i in range(0, len(resid), step)])
 

@@ -40,20 +40,25 @@ def _pull_rows(f, p, out): # f, p flat; out [T, R]
                 out[a, lo + r] = total
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c006
+_TILE_ROWS = 512 # rows of one unit of work
+
 @functools.cache
-def _push_small(T):
+def _push_small(T, number): # number: numpy type of the sums
+    from numba.cpython.unsafe.tuple import tuple_setitem as put
+    none = (number(0),) * T
     def push(v, p, out):
         R = v.shape[1]
-        for r in prange(R):
-            o = out[r * T:r * T + T]
-            for t in range(T): o[t] = 0
-            for a in range(T):
-                q, x = p[(a * R + r) * T:(a * R + r) * T + T], v[a, r]
-                for t in range(T): o[t] += x * q[t]
+        for tile in prange((R + _TILE_ROWS - 1) // _TILE_ROWS):
+            for r in range(tile * _TILE_ROWS, min(R, (tile + 1) * _TILE_ROWS)):
+                sums = none # a tuple of known length lives in registers
+                for a in range(T):
+                    q, x = (a * R + r) * T, v[a, r]
+                    for t in range(T): sums = put(sums, t, sums[t] + x * p[q + t])
+                for t in range(T): out[r * T + t] = sums[t]
     return jit(parallel=True, fastmath=True)(push)
 
 @functools.cache
-def _pull_small(T):
+def _pull_small(T, number):
     def pull(f, p, out):
         R = out.shape[1]
         for r in prange(R):
@@ -67,9 +72,9 @@ def _pull_small(T):
 # %% ../../nbs/kernels/05_debruijn.ipynb #c007
 _SMALL, _LARGE = 12, 1 << 21 # words up to which a loop of its own pays, transitions from which it does
 
-def _loop(kind, p): # "push" or "pull"
+def _loop(kind, p, number): # "push" or "pull"
     T = p.shape[-1]
-    if T <= _SMALL and p.numel() >= _LARGE: return (_push_small if kind == "push" else _pull_small)(T)
+    if T <= _SMALL and p.numel() >= _LARGE: return (_push_small if kind == "push" else _pull_small)(T, number)
     return _push_rows if kind == "push" else _pull_rows
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c009
@@ -89,7 +94,7 @@ def _push_cpu(v, p, temperature): # v [T, R] -> [R, T]
     T, R = v.shape
     out = torch.empty(R * T, dtype=v.dtype)
     for lo, hi, q in _tiles(p, temperature):
-        _loop("push", p)(v[:, lo:hi].contiguous().numpy(), q.view(-1).numpy(), out[lo * T:hi * T].numpy())
+        _loop("push", p, out.numpy().dtype.type)(v[:, lo:hi].contiguous().numpy(), q.view(-1).numpy(), out[lo * T:hi * T].numpy())
     return out.view(R, T)
 
 def _pull_cpu(f, p, temperature): # f [R, T] -> [T, R]
@@ -97,7 +102,7 @@ def _pull_cpu(f, p, temperature): # f [R, T] -> [T, R]
     out = torch.empty(T, R, dtype=f.dtype)
     for lo, hi, q in _tiles(p, temperature):
         part = out if hi - lo == R else torch.empty(T, hi - lo, dtype=f.dtype)
-        _loop("pull", p)(f[lo:hi].reshape(-1).numpy(), q.view(-1).numpy(), part.numpy())
+        _loop("pull", p, out.numpy().dtype.type)(f[lo:hi].reshape(-1).numpy(), q.view(-1).numpy(), part.numpy())
         if part is not out: out[:, lo:hi] = part
     return out
 
