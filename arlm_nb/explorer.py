@@ -39,7 +39,8 @@ def vector_panel(lm: LM):
     if reads_text(lm):
         tasks, how = list(builtin_tasks(["antonym", "country_capital", "plural", "past_tense"]).values()), dict(n_shots=5)
     else: tasks, how = map_tasks(), dict(template=MAPS, n_shots=5, n_heads=3)
-    return FunctionVectorView(study(lm, tasks, n_prompts=24, n_effect_prompts=12, **how)).widget()
+    try: return FunctionVectorView(study(lm, tasks, n_prompts=24, n_effect_prompts=12, **how)).widget()
+    except ValueError as e: raise ValueError(f"{e}. icl-tasks, or a larger model of your own, learns tasks from demonstrations: choose it above") from e
 
 def chain_panel(lm: LM):
     "Block matrix, flowing mass, decay with three bounds, temperature."
@@ -48,10 +49,22 @@ def chain_panel(lm: LM):
     return markov_panel(lm, prompt="Return a new list of the items in the given list.")
 
 def watermark_panel(lm: LM, prompt: str = "Return a new array"):
-    "A keyed text under the attack slider."
+    "A text written with a key, under the attack slider or edited by hand."
     need_text(lm)
+    import ipywidgets as w
     from arlm_nb.watermark.distortion_free import WatermarkKey, explore
-    return explore(lm, prompt, WatermarkKey(7), max_new_tokens=50).widget()
+    start = w.Text(prompt, description="prompt", continuous_update=False)
+    secret, length = (
+        w.IntText(7, description="key", layout=w.Layout(width="160px")),
+        w.IntSlider(50, min=20, max=120, step=10, description="tokens", continuous_update=False),
+    )
+    view = w.VBox()
+    def write(*_):
+        try: view.children = [explore(lm, start.value, WatermarkKey(secret.value), max_new_tokens=length.value, n_null=199).widget()]
+        except ValueError as e: view.children = [w.HTML(f"<b>{e}</b>")]
+    for control in (start, secret, length): control.observe(write, "value")
+    write()
+    return w.VBox([w.HBox([start, secret, length]), view])
 
 # %% ../nbs/explorer.ipynb #c007
 def decoder_panel(lm: LM, prompt: str = "Return the number of"):

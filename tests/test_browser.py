@@ -88,6 +88,10 @@ def browser():
 
 
 IDLE = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+RAN = """() => window.jupyterapp.shell.currentWidget.content.widgets
+    .filter(cell => cell.model.type === "code" && cell.model.sharedModel.getSource().trim())
+    .every(cell => cell.model.executionCount !== null)"""
 RUN_ALL = """() => {
     window.ran = "";
     window.jupyterapp.commands.execute("notebook:run-all-cells").then(() => window.ran = "done", error => window.ran = String(error));
@@ -101,11 +105,14 @@ def run_all(browser, lab, name: str, seconds: float = 400):
     page.set_default_timeout(120_000)
     page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_function(IDLE)  # the kernel is there
-    page.evaluate(RUN_ALL)
-    page.wait_for_function("window.ran !== ''", timeout=1000*seconds)
-    assert page.evaluate("window.ran") == "done"
-    page.wait_for_function(IDLE)
+    for _ in range(3):  # a run that meets a kernel that is still connecting is dropped without a word
+        page.wait_for_function(READY)
+        page.wait_for_timeout(1000)
+        page.evaluate(RUN_ALL)
+        page.wait_for_function("window.ran !== ''", timeout=1000*seconds)
+        page.wait_for_function(IDLE)
+        if page.evaluate(RAN): break
+    assert page.evaluate("window.ran") == "done" and page.evaluate(RAN)
     page.wait_for_timeout(1500)
     errors = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
     assert errors.count() == 0, errors.first.inner_text()
@@ -161,12 +168,14 @@ def test_the_tour(browser, lab):
 
 
 PANELS = ("lens", "function vectors", "Markov chain", "watermark", "decoders")
-SHOWN = """() => [...document.querySelectorAll('.widget-tab-contents .jupyter-widgets:not(.widget-slider):not(.widget-box), .widget-tab-contents .jp-OutputArea')]
+SHOWN = """() => [...document.querySelectorAll('.widget-tab-contents .jupyter-widgets:not(.widget-slider):not(.widget-box), .widget-tab-contents .jp-OutputArea, .widget-tab-contents .js-plotly-plot')]
     .filter(e => e.offsetParent).map(e => e.outerHTML.replaceAll('noUi-active', '')).join('')"""
 
 
-def settled(page, quiet: float = 1.5, limit: float = 60) -> str:
-    "What the open panel shows, once it has stopped changing."
+def settled(page, before: str | None = None, quiet: float = 1.5, limit: float = 60) -> str:
+    "What the open panel shows, once it has become something else than `before` and stopped changing."
+    began = time.monotonic()
+    while before is not None and page.evaluate(SHOWN) == before and time.monotonic() - began < limit/2: page.wait_for_timeout(250)
     before, since, began = page.evaluate(SHOWN), time.monotonic(), time.monotonic()
     while time.monotonic() - since < quiet and time.monotonic() - began < limit:
         page.wait_for_timeout(250)
@@ -180,6 +189,14 @@ def open_panel(page, name: str) -> str:
     page.wait_for_function("() => ![...document.querySelectorAll('.widget-tab-contents i')].some(e => e.offsetParent && e.innerText.startsWith('working'))",
                            timeout=120_000)
     return settled(page)
+
+
+def choose(page, model: str) -> None:
+    field = page.locator(".widget-combobox input").last
+    if field.input_value() == model: return
+    field.fill(model)
+    field.press("Enter")
+    page.wait_for_selector(f".widget-html-content code:has-text('{model}')")
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +213,7 @@ def test_explorer_panel(explorer, name):
     "Every control of the panel changes what it shows; a picture is kept in both themes."
     page = explorer
     theme(page, "Light")
+    choose(page, "icl-tasks" if name == "function vectors" else "docs-1m")
     before = open_panel(page, name)
     assert "cannot be shown" not in before and len(before) > 200, before[:2000]
     picture(page, f"explorer-{name.replace(' ', '-')}-light")
@@ -203,7 +221,7 @@ def test_explorer_panel(explorer, name):
     if name in ("lens", "decoders"):
         texts.first.fill("The default value of the given name is returned")
         texts.first.press("Enter")
-        before, was = settled(page), before
+        before, was = settled(page, before), before
         assert before != was, "another text changed nothing"
     handles = page.locator(".widget-tab-contents .noUi-handle:visible")
     assert handles.count() > 0, "no slider in this panel"
@@ -213,7 +231,7 @@ def test_explorer_panel(explorer, name):
         label = handles.nth(i).locator("xpath=ancestor::*[contains(@class, 'widget-slider')]").inner_text()
         key = "ArrowLeft" if handles.nth(i).get_attribute("aria-valuenow") == handles.nth(i).get_attribute("aria-valuemax") else "ArrowRight"
         for _ in range(3): page.keyboard.press(key)
-        after = settled(page)
+        after = settled(page, before)
         assert after != before, f"the slider {label!r} changed nothing"
         before = after
     theme(page, "Dark")

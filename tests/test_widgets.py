@@ -10,10 +10,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from arlm_nb.core.generation import Generation
 from arlm_nb.core.widgets import DecoderPlayer, LayerHeatmap, TokenStrip, replay
 from tests import test_browser
-from tests.test_browser import IDLE, RUN_ALL, browser, draw_figures, lab, move_slider, picture, theme  # noqa: F401 (fixtures)
+from tests.test_browser import browser, draw_figures, lab, move_slider, picture, run_all, theme  # noqa: F401 (fixtures)
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 VIEWS = """
 from arlm_nb.core.controls import Controls, Job
 from arlm_nb.core.generation import sample
@@ -101,17 +100,9 @@ def test_bad_input(wrong, message):
 def page(browser, lab):  # noqa: F811
     nb = new_notebook(cells=[new_code_cell(c.strip()) for c in VIEWS.split("# %%")])
     nb.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
-    address, token, folder = lab
-    nbformat.write(nb, folder/"views.ipynb")
-    page = browser.new_page(viewport={"width": 1300, "height": 2200})
-    page.set_default_timeout(120_000)
-    page.goto(f"{address}/lab/tree/views.ipynb?reset&token={token}")
-    page.wait_for_function(READY)
-    page.evaluate(RUN_ALL)
-    page.wait_for_function("window.ran === 'done'", timeout=240_000)
-    page.wait_for_function(IDLE)
-    page.wait_for_timeout(2000)
-    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    nbformat.write(nb, lab[2]/"views.ipynb")
+    page = run_all(browser, lab, "views.ipynb")
+    page.set_viewport_size({"width": 1300, "height": 2200})
     yield page
     page.close()
 
@@ -141,10 +132,12 @@ class TestLive:
         assert self.ask(page, "clicks") == "[3, (3, 4), 5]"
 
     def test_controls_redraw(self, page):
-        title = ".jupyter-widgets .gtitle"
-        assert page.locator(title).first.text_content() == "2 points, plain"
+        def shows(title: str): return page.wait_for_selector(f".jupyter-widgets .gtitle:text('{title}')", state="attached", timeout=20_000)
+        draw_figures(page)
+        shows("2 points, plain")
         move_slider(page, 4)
-        assert page.locator(title).first.text_content() == "6 points, plain"
+        draw_figures(page)
+        shows("6 points, plain")
 
     def test_job_stops_and_keeps_its_value(self, page):
         page.locator("button", has_text="Run").last.click()

@@ -128,7 +128,7 @@ def markov_panel(
     if tokens is None: tokens = frequent_tokens(lm, [torch.as_tensor(lm.tokenizer.encode(prompt))], how_many)
     base = MarkovChain.from_lm(lm, K, tokens=tokens)
     tau, top = (
-        w.FloatLogSlider(1.0, min=-1, max=0.5, step=0.05, description="temperature"),
+        w.FloatLogSlider(1.0, min=-1, max=0.5, step=0.05, description="temperature", style={"description_width": "initial"}),
         w.IntSlider(base.T, min=2, max=base.T, description="top-k"),
     )
     begin = w.Dropdown(options=[(base.text(base.offset + i), i) for i in range(min(base.n_windows, 256))], description="start")

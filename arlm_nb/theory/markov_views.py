@@ -24,7 +24,7 @@ def decay_figure(
     shown = {"n": frame["n"]} | {label: np.maximum(frame[c], 1e-16) for c, label in names.items() if frame[c].notna().any()}
     layout = dict(title="Forgetting the prompt", x_title="steps n [tokens]", y_title="distance to pi") | layout
     fig = lines(shown, "n", [k for k in shown if k != "n"], **layout)
-    fig.update_layout(legend=dict(orientation="h", yanchor="top", y=-.22, x=0), height=layout.get("height", 420))
+    fig.update_layout(legend=dict(orientation="h", yanchor="top", y=-.28, x=0), height=layout.get("height", 420))
     return fig.update_yaxes(
         type="log", exponentformat="power", range=[max(-9, np.log10(max(1e-16, float(frame["actual"].min()))) - 0.3), 0.3]
     )

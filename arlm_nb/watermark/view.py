@@ -48,26 +48,20 @@ def dial(p_value: float, level: float = 0.01, **place):
         dict(range=[0, min(limit, top)], color="rgba(121,121,121,0.25)"),
         dict(range=[min(limit, top), top], color="rgba(27,98,175,0.25)"),
     ]
+    marks = list(range(0, int(top) + 1, max(1, int(top) // 4)))
     gauge = dict(
-        axis=dict(range=[0, top], tickprefix="1e-", nticks=6),
+        axis=dict(range=[0, top], tickvals=marks, ticktext=[f"{10.0 ** -m:g}" for m in marks]),
         bar=dict(color="#1B62AF" if p_value <= level else "#797979", thickness=0.45),
         steps=steps,
         threshold=dict(line=dict(color="#F96420", width=3), value=limit),
     )
-    number = dict(valueformat=".2f", prefix="p = 1e-")
-    return go.Indicator(
-        mode="gauge+number",
-        value=value,
-        number={**number, "font": dict(size=20)},
-        gauge=gauge,
-        title=dict(text=verdict(p_value, level), font=dict(size=14)),
-        **place,
-    )
+    said = f"<b>p = {p_value:.2g}</b><br>{verdict(p_value, level)}<br> "
+    return go.Indicator(mode="gauge", value=value, gauge=gauge, title=dict(text=said, font=dict(size=13)), **place)
 
 
 def verdict(p_value: float, level: float = 0.01) -> str:
-    "The sentence under the dial."
-    return f"watermark detected (p ≤ {level:g})" if p_value <= level else f"not detected (p > {level:g})"
+    "The sentence over the dial."
+    return f"detected (p ≤ {level:g})" if p_value <= level else f"not detected (p > {level:g})"
 
 # %% ../../nbs/watermark/18_view.ipynb #c007
 def detection_figure(
@@ -81,7 +75,7 @@ def detection_figure(
     from arlm_nb.core.plotting import figure
     pieces, path = token_texts(detection, tokenizer), np.array(detection.path or np.zeros((0, 2)), dtype=float)
     fig = figure(
-        dial(detection.p_value, domain=dict(x=[0.74, 1.0], y=[0.25, 0.95])),
+        dial(detection.p_value, domain=dict(x=[0.75, 0.94], y=[0.3, 0.75])),
         height=height,
         title=f"{detection.cost} watermark, {detection.m} tokens, n = {detection.n}",
     )
@@ -103,7 +97,7 @@ def detection_figure(
             name="aligned",
         )
     )
-    return fig.update_layout(xaxis=dict(title="key entry j", range=[-0.5, detection.n - 0.5], domain=[0, 0.7]), showlegend=False,
+    return fig.update_layout(xaxis=dict(title="key entry j", range=[-0.5, detection.n - 0.5], domain=[0, 0.66]), showlegend=False,
                              yaxis=dict(title="token i", range=[detection.m - 0.5, -0.5]))
 
 # %% ../../nbs/watermark/18_view.ipynb #c009
@@ -125,13 +119,21 @@ class WatermarkView:
         if V is None: raise ValueError("vocab_size is not known: give a tokenizer, or a key with vocab_size")
         self.tokens, self.key, self.tokenizer, self.edit = list(tokens), key.with_vocab(V), tokenizer, edit
         self.options = dict(method=method, n_null=n_null, seed=seed)
-        self.kind, self.eps = "substitution", 0.0
+        self.kind, self.eps, self.typed = "substitution", 0.0, None
         self.update()
 
-    def update(self, kind: str | None = None, eps: float | None = None, edit: bool | None = None) -> Detection:
+    def update(
+        self,
+        kind: str | None = None,  # of attack
+        eps: float | None = None,  # share of tokens attacked
+        edit: bool | None = None,  # edit alignment
+        typed: str | None = None,  # a text edited by hand, in place of the marked one; "": the marked one again
+    ) -> Detection:
         "Edit the text again and detect."
         self.kind, self.eps, self.edit = kind or self.kind, self.eps if eps is None else eps, self.edit if edit is None else edit
-        self.text = attack(self.tokens, self.kind, self.eps, vocab_size=self.key.vocab_size, seed=self.options["seed"])
+        self.typed = self.typed if typed is None else typed
+        tokens = self.tokenizer.encode(self.typed) if self.typed else self.tokens
+        self.text = attack(tokens, self.kind, self.eps, vocab_size=self.key.vocab_size, seed=self.options["seed"])
         self.detection = detect(self.text, self.key, edit=self.edit, **self.options)
         return self.detection
 
@@ -151,17 +153,23 @@ class WatermarkView:
         eps = w.FloatSlider(value=self.eps, min=0, max=0.8, step=0.05, description="share ε", continuous_update=False)
         edit = w.Checkbox(value=self.edit, description="edit alignment")
         text, fig = w.HTML(self.html), FigureWidget(self.figure)
+        spelled = self.tokenizer.decode(self.tokens) if self.tokenizer is not None else ""
+        hand = w.Textarea(spelled, description="by hand", continuous_update=False, layout=w.Layout(width="95%", height="80px"),
+                          disabled=self.tokenizer is None)
 
         def follow(change):
-            self.update(kind.value, eps.value, edit.value)
+            try: self.update(kind.value, eps.value, edit.value, "" if hand.value == spelled else hand.value)
+            except ValueError as error:
+                text.value = f"<b>{html.escape(str(error))}</b>"
+                return
             text.value, new = self.html, self.figure
             with fig.batch_update():
                 fig.data = []
                 fig.add_traces(list(new.data))
                 fig.update_layout(new.layout)
 
-        for control in (kind, eps, edit): control.observe(follow, "value")
-        return w.VBox([w.HBox([kind, eps, edit]), text, fig])
+        for control in (kind, eps, edit, hand): control.observe(follow, "value")
+        return w.VBox([w.HBox([kind, eps, edit]), hand, text, fig])
 
 
 def explore(lm, prompt, key: WatermarkKey, *, max_new_tokens: int = 60, seed: int = 0, **options) -> WatermarkView:
