@@ -11,6 +11,8 @@ from arlm_nb.kernels.kl_to_teacher import kl_to_teacher
 from arlm_nb.kernels.levenshtein_align import levenshtein_align
 from arlm_nb.kernels.masked_confidence import _reference as confidence_reference
 from arlm_nb.kernels.masked_confidence import masked_confidence
+from arlm_nb.kernels.masked_log_softmax import _masked, masked_log_softmax
+from arlm_nb.kernels.masked_log_softmax import _reference as log_softmax_reference
 from arlm_nb.kernels.philox import philox4x32, philox_uniform, uniform_reference
 from arlm_nb.kernels.roofline import spin
 
@@ -168,5 +170,31 @@ def confidence_cases(rng):
                 yield f"{R} {V} {mask_id} {dtype} {tau}", call, want, (2e-5, 2e-6)
 
 
-CASES = {"roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+def log_softmax_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for R, V in [(1, 1), (2, 3), (6, 67), (5, 600), (2, 4099)]:
+        for dtype in HALVES:
+            for n, ban in enumerate((None, torch.rand(V, generator=g) < 0.3, torch.rand(R, V, generator=g) < 0.3)):
+                for tau, top_p in ((1.0, 1.0), (0.7, 1.0), (1.0, 0.9), (0.6, 0.35)):
+                    logits = (3 * torch.randn(R, V, generator=g)).to(dtype)
+                    if R > 4: logits = broken(logits)
+                    if V > 4000: logits[1] = logits[1, 0]  # equal: the first ones are kept
+                    if ban is not None: ban[..., V // 2] = False
+                    def law(p):
+                        free = logits.double() if ban is None else logits.double().masked_fill(ban, -torch.inf)
+                        mass = (free / tau).softmax(-1).nan_to_num(0).sort(-1, descending=True).values
+                        return (mass.cumsum(-1) - p)[mass > 0].abs().min() > 3e-6
+                    while top_p < 1 and not law(top_p): top_p *= 0.99  # an edge within rounding of top_p is no question for floats
+                    for held in (True, False):
+                        def call(move, logits=logits, ban=ban, tau=tau, top_p=top_p, held=held):
+                            cuda = _masked.cuda  # with the row in shared memory and without
+                            _masked.cuda = lambda *a: cuda(*a, room=None if held else 0)
+                            try: found = masked_log_softmax(move(logits), None if ban is None else move(ban), tau, top_p)
+                            finally: _masked.cuda = cuda
+                            return torch.cat([found.log_probs, found.paid[:, None], found.kept[:, None]], -1).nan_to_num(-7, 9e9, -9e9)
+                        want = log_softmax_reference(logits, ban, tau, top_p).nan_to_num(-7, 9e9, -9e9)
+                        yield f"{R} {V} {dtype} {n} {tau} {top_p} {held}", call, want, (2e-5, 2e-5)
+
+
+CASES = {"masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
          "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}

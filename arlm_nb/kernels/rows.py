@@ -106,11 +106,11 @@ SELECT_CUDA = r"""
 #define WHOLE 1099511627776.0f  // 2^40
 __device__ inline u64 mass_of(float x) { return u64(x * WHOLE + 0.5f); }  // x = exp(l - top), 0 <= x <= 1
 __device__ inline u32 falling(float x) { int i = __float_as_int(x + 0.0f); return ~(u32(i ^ ((i >> 31) & 0x7fffffff)) ^ 0x80000000u); }  // larger x, smaller key
-struct Place { u32 key, count; int low; u64 before, at; };  // tokens with key >> low below weigh `before`; `count` tokens have this key >> low and weigh `at`
-// each(f) calls f(key, mass) for this thread's tokens; reached(before + at) says that the target lies at or before this key; bits of the key are looked at
+struct Place { u32 key, count; int low; u64 before, at, total; };  // tokens with key >> low below weigh `before`; `count` tokens have this key >> low and weigh `at`; all weigh `total`
+// each(f) calls f(key, mass) for this thread's tokens; reached(mass, total) says that a place of so much mass before it lies behind the target; keys have `bits` bits
 template <class Each, class Reached> __device__ inline Place select(int bits, u64* masses, u32* counts, u64* scratch, Each each, Reached reached) {
   __shared__ u32 found;
-  Place p = {0, 0, bits, 0, 0};
+  Place p = {0, 0, bits, 0, 0, 0};
   for (int left = bits; left > 0;) {
     int take = left < 11 ? left : 11, low = left - take;
     for (int b = threadIdx.x; b < BINS; b += blockDim.x) { masses[b] = 0; counts[b] = 0; }
@@ -128,9 +128,10 @@ template <class Each, class Reached> __device__ inline Place select(int bits, u6
     u64 mine = 0, all;
     for (int b = first; b < first + each_thread; ++b) mine += masses[b];
     u64 sum = p.before + block_before(mine, scratch, all);
+    if (left == bits) p.total = all;
     for (int b = first; b < first + each_thread; ++b) {
       sum += masses[b];
-      if (counts[b] && reached(sum)) { atomicMin(&found, u32(b)); break; }
+      if (counts[b] && reached(sum, p.total)) { atomicMin(&found, u32(b)); break; }
     }
     __syncthreads();
     int b = found;
