@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from arlm_nb.kernels.debruijn import debruijn_pull, debruijn_push
 from arlm_nb.kernels.keyed_align import keyed_align
+from arlm_nb.kernels.keyed_sample import _reference as sample_reference
+from arlm_nb.kernels.keyed_sample import _sample, keyed_sample
 from arlm_nb.kernels.kl_to_teacher import kl_to_teacher
 from arlm_nb.kernels.levenshtein_align import levenshtein_align
 from arlm_nb.kernels.masked_confidence import _reference as confidence_reference
@@ -187,14 +189,39 @@ def log_softmax_cases(rng):
                     while top_p < 1 and not law(top_p): top_p *= 0.99  # an edge within rounding of top_p is no question for floats
                     for held in (True, False):
                         def call(move, logits=logits, ban=ban, tau=tau, top_p=top_p, held=held):
-                            cuda = _masked.cuda  # with the row in shared memory and without
-                            _masked.cuda = lambda *a: cuda(*a, room=None if held else 0)
-                            try: found = masked_log_softmax(move(logits), None if ban is None else move(ban), tau, top_p)
-                            finally: _masked.cuda = cuda
+                            found = in_shared_or_not(
+                                _masked, held, lambda: masked_log_softmax(move(logits), None if ban is None else move(ban), tau, top_p)
+                            )
                             return torch.cat([found.log_probs, found.paid[:, None], found.kept[:, None]], -1).nan_to_num(-7, 9e9, -9e9)
                         want = log_softmax_reference(logits, ban, tau, top_p).nan_to_num(-7, 9e9, -9e9)
                         yield f"{R} {V} {dtype} {n} {tau} {top_p} {held}", call, want, (2e-5, 2e-5)
 
 
-CASES = {"masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+def in_shared_or_not(kernel, held, call):
+    "With the row in shared memory, or read again."
+    cuda = kernel.cuda
+    kernel.cuda = lambda *a: cuda(*a, room=None if held else 0)
+    try: return call()
+    finally: kernel.cuda = cuda
+
+
+def sample_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for R, V in [(1, 1), (3, 2), (6, 67), (5, 515), (2, 9001)]:
+        for dtype in (*HALVES, torch.float64):
+            logits = (3 * torch.randn(R, V, generator=g)).to(dtype)
+            if R > 4: logits = broken(logits)
+            keys, entry = torch.from_numpy(rng.integers(-2**63, 2**63 - 1, R)), torch.from_numpy(rng.integers(0, 2**62, R))
+            pi = torch.stack([torch.randperm(V, generator=g) for _ in range(R)])
+            for tau in (0.3, 1.0):
+                for rank, held in ((None, True), (pi, True), (pi[0], False)):
+                    def call(move, logits=logits, keys=keys, entry=entry, rank=rank, tau=tau, held=held):
+                        return in_shared_or_not(
+                            _sample, held, lambda: keyed_sample(move(logits), move(keys), move(entry), None if rank is None else move(rank), tau)
+                        )
+                    words, scheme = [int(k) % 2**64 for k in keys], "exp" if rank is None else "its"
+                    yield f"{R} {V} {dtype} {tau} {scheme} {held}", call, sample_reference(logits, words, entry, scheme, rank, tau), (0, 0)
+
+
+CASES = {"keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
          "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
