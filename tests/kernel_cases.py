@@ -7,9 +7,16 @@ import numpy as np
 import torch
 from arlm_nb.kernels.debruijn import debruijn_pull, debruijn_push
 from arlm_nb.kernels.keyed_align import keyed_align
+from arlm_nb.kernels.keyed_sample import _reference as sample_reference
+from arlm_nb.kernels.keyed_sample import _sample, keyed_sample
 from arlm_nb.kernels.kl_to_teacher import kl_to_teacher
 from arlm_nb.kernels.levenshtein_align import levenshtein_align
-from arlm_nb.kernels.philox import philox_uniform, uniform_reference
+from arlm_nb.kernels.masked_confidence import _reference as confidence_reference
+from arlm_nb.kernels.masked_confidence import masked_confidence
+from arlm_nb.kernels.masked_log_softmax import _masked, masked_log_softmax
+from arlm_nb.kernels.masked_log_softmax import _reference as log_softmax_reference
+from arlm_nb.kernels.philox import philox4x32, philox_uniform, uniform_reference
+from arlm_nb.kernels.roofline import spin
 
 
 def literal_align(C, k, gamma=None):
@@ -130,5 +137,91 @@ def kl_cases(rng):
                 )
 
 
-CASES = {"philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+def spin_cases(rng):
+    for n, rounds in [(1, 0), (1, 1), (257, 5), (40, 16)]:
+        i, blocks = np.arange(n, dtype=np.uint64), [np.zeros(n, np.uint64)]
+        for r in range(rounds): blocks += [np.broadcast_to(np.uint64(w), n) for w in philox4x32((i, 0, r, 0), (7, 0))]
+        yield f"philox {n} {rounds}", lambda move, n=n, rounds=rounds: spin("philox", n, rounds, move(torch.empty(0)).device).long() & 0xFFFFFFFF, (
+            torch.from_numpy(np.bitwise_xor.reduce(blocks).astype(np.int64))), (0, 0)
+        x = (torch.arange(8).double() + torch.arange(n)[:, None] % 8) / 8
+        for _ in range(0, rounds, 8): x = torch.exp(-x)
+        yield f"exp {n} {rounds}", lambda move, n=n, rounds=rounds: spin("exp", n, rounds, move(torch.empty(0)).device), x.sum(-1), (1e-5, 1e-5)
+
+
+HALVES = (torch.float32, torch.bfloat16, torch.float16)
+
+def broken(logits):
+    "Rows that have no distribution, and some that only look so."
+    logits[0], logits[1, -1], logits[2, 0], logits[3, ::2] = -torch.inf, torch.nan, torch.inf, -torch.inf
+    return logits
+
+
+def confidence_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for R, V, mask_id in [(1, 1, 1), (5, 2, 0), (6, 67, 66), (5, 513, 600), (2, 9001, 4)]:
+        for dtype in HALVES:
+            logits = (3 * torch.randn(R, V, generator=g)).to(dtype)
+            if R > 3 and V > 2: logits = broken(logits)
+            if V > 5000: logits[1] = logits[1, 0]  # all equal: the first one is the most probable
+            x = torch.where(torch.rand(R, generator=g) < 0.8, mask_id, 1)
+            for tau in (0.0, 0.05, 1.0):
+                seed = int(rng.integers(2**63)) * 2 + 1
+                def call(move, logits=logits, x=x, mask_id=mask_id, tau=tau, seed=seed):
+                    return torch.stack([y.double() for y in masked_confidence(move(logits), move(x), mask_id, tau, seed)], -1).nan_to_num(nan=-7)
+                want = confidence_reference(logits, x, mask_id, tau, seed).nan_to_num(nan=-7)
+                yield f"{R} {V} {mask_id} {dtype} {tau}", call, want, (2e-5, 2e-6)
+
+
+def log_softmax_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for R, V in [(1, 1), (2, 3), (6, 67), (5, 600), (2, 4099)]:
+        for dtype in HALVES:
+            for n, ban in enumerate((None, torch.rand(V, generator=g) < 0.3, torch.rand(R, V, generator=g) < 0.3)):
+                for tau, top_p in ((1.0, 1.0), (0.7, 1.0), (1.0, 0.9), (0.6, 0.35)):
+                    logits = (3 * torch.randn(R, V, generator=g)).to(dtype)
+                    if R > 4: logits = broken(logits)
+                    if V > 4000: logits[1] = logits[1, 0]  # equal: the first ones are kept
+                    if ban is not None: ban[..., V // 2] = False
+                    def law(p):
+                        free = logits.double() if ban is None else logits.double().masked_fill(ban, -torch.inf)
+                        mass = (free / tau).softmax(-1).nan_to_num(0).sort(-1, descending=True).values
+                        return (mass.cumsum(-1) - p)[mass > 0].abs().min() > 3e-6
+                    while top_p < 1 and not law(top_p): top_p *= 0.99  # an edge within rounding of top_p is no question for floats
+                    for held in (True, False):
+                        def call(move, logits=logits, ban=ban, tau=tau, top_p=top_p, held=held):
+                            found = in_shared_or_not(
+                                _masked, held, lambda: masked_log_softmax(move(logits), None if ban is None else move(ban), tau, top_p)
+                            )
+                            return torch.cat([found.log_probs, found.paid[:, None], found.kept[:, None]], -1).nan_to_num(-7, 9e9, -9e9)
+                        want = log_softmax_reference(logits, ban, tau, top_p).nan_to_num(-7, 9e9, -9e9)
+                        yield f"{R} {V} {dtype} {n} {tau} {top_p} {held}", call, want, (2e-5, 2e-5)
+
+
+def in_shared_or_not(kernel, held, call):
+    "With the row in shared memory, or read again."
+    cuda = kernel.cuda
+    kernel.cuda = lambda *a: cuda(*a, room=None if held else 0)
+    try: return call()
+    finally: kernel.cuda = cuda
+
+
+def sample_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for R, V in [(1, 1), (3, 2), (6, 67), (5, 515), (2, 9001)]:
+        for dtype in (*HALVES, torch.float64):
+            logits = (3 * torch.randn(R, V, generator=g)).to(dtype)
+            if R > 4: logits = broken(logits)
+            keys, entry = torch.from_numpy(rng.integers(-2**63, 2**63 - 1, R)), torch.from_numpy(rng.integers(0, 2**62, R))
+            pi = torch.stack([torch.randperm(V, generator=g) for _ in range(R)])
+            for tau in (0.3, 1.0):
+                for rank, held in ((None, True), (pi, True), (pi[0], False)):
+                    def call(move, logits=logits, keys=keys, entry=entry, rank=rank, tau=tau, held=held):
+                        return in_shared_or_not(
+                            _sample, held, lambda: keyed_sample(move(logits), move(keys), move(entry), None if rank is None else move(rank), tau)
+                        )
+                    words, scheme = [int(k) % 2**64 for k in keys], "exp" if rank is None else "its"
+                    yield f"{R} {V} {dtype} {tau} {scheme} {held}", call, sample_reference(logits, words, entry, scheme, rank, tau), (0, 0)
+
+
+CASES = {"keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
          "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
