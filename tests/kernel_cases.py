@@ -10,6 +10,7 @@ from arlm_nb.kernels.keyed_align import keyed_align
 from arlm_nb.kernels.kl_to_teacher import kl_to_teacher
 from arlm_nb.kernels.levenshtein_align import levenshtein_align
 from arlm_nb.kernels.philox import philox_uniform, uniform_reference
+from tests.kernel_cases_scans import MORE_CASES
 
 
 def literal_align(C, k, gamma=None):
@@ -131,4 +132,4 @@ def kl_cases(rng):
 
 
 CASES = {"philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
-         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
+         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False), **MORE_CASES}
