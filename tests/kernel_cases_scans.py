@@ -1,0 +1,61 @@
+"""Cases of the scans, the search and the quantisers, in the form of `kernel_cases`: (label, call, float64 reference, tolerances)."""
+import torch
+from arlm_nb.kernels.linear_scan import linear_scan
+from arlm_nb.kernels.linear_scan_cuda import naive_cuda
+from arlm_nb.kernels.dispatch import on_cuda
+
+
+def generator(rng): return torch.Generator().manual_seed(int(rng.integers(2**31)))
+
+
+def flat(*tensors): return torch.cat([x.detach().double().cpu().flatten() for x in tensors])
+
+
+def literal_scan(q, k, v, g, S):
+    "S_t = exp(g_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, a token at a time."
+    out = []
+    for t in range(q.shape[2]):
+        S = (S if g is None else g[:, :, t, None, None].exp() * S) + k[:, :, t, :, None] * v[:, :, t, None]
+        out.append((q[:, :, t, :, None] * S).sum(2))
+    return torch.stack(out, 2), S
+
+
+def linear_scan_cases(rng):
+    r = generator(rng)
+    for B, H, T, dk, dv in [(1, 1, 1, 1, 1), (2, 1, 17, 5, 3), (1, 2, 33, 9, 20), (1, 1, 40, 70, 6), (1, 1, 18, 260, 5), (1, 2, 300, 12, 13), (1, 1, 20, 4, 130)]:
+        for dtype, tolerance in [(torch.float64, (1e-9, 1e-9)), (torch.float32, (2e-4, 2e-4)), (torch.bfloat16, (3e-2, 5e-2)), (torch.float16, (4e-3, 8e-3))]:
+            q, k, v = (torch.randn(B, H, T, d, generator=r, dtype=torch.float64).div(d**0.5).to(dtype) for d in (dk, dk, dv))
+            S, g = torch.randn(B, H, dk, dv, generator=r, dtype=torch.float64), -torch.rand(B, H, T, generator=r, dtype=torch.float64)
+            if T > 20: g[..., 7] = -torch.inf
+            for decay, start in ((g, S), (None, None)) if T < 300 else ((g, S),):
+                leaves = [q, k, v] + ([decay, start] if start is not None else [])
+                weights = torch.randn(B, H, T, dv, generator=r, dtype=torch.float64), torch.randn(B, H, dk, dv, generator=r, dtype=torch.float64)
+
+                def run(fn, leaves, weights):
+                    leaves = [x.requires_grad_() for x in leaves]
+                    o, last = fn(*leaves) if len(leaves) == 5 else fn(*leaves, None, torch.zeros_like(weights[1]) if fn is literal_scan else None)
+                    ((o.double() * weights[0]).sum() + (last.double() * weights[1]).sum()).backward()
+                    return flat(o, last, *(x.grad.nan_to_num() for x in leaves))  # at -inf the decay has no finite slope
+
+                def call(move, leaves=leaves, weights=weights, dtype=dtype):
+                    return run(linear_scan, [move(x.to(dtype)) for x in leaves], [move(w) for w in weights])
+
+                want = run(literal_scan, [x.detach().double().clone() for x in leaves], weights)
+                yield f"{B} {H} {T} {dk} {dv} {dtype} {decay is not None}", call, want, tolerance
+    q, k, v = (torch.randn(3, 21, d, generator=r) for d in (6, 6, 9))
+    g = -torch.rand(3, 21, generator=r)
+
+    def naive(move):
+        moved = [move(x) for x in (q, k, v, g)]
+        return flat(*(naive_cuda(*moved) if on_cuda(*moved) else (x[0] for x in linear_scan(*(x[None] for x in moved)))))
+
+    yield "naive", naive, flat(*(x[0] for x in literal_scan(*(x[None].double() for x in (q, k, v, g)), torch.zeros(1, 3, 6, 9).double()))), (1e-4, 1e-4)
+    bad = v.clone()
+    bad[0, 15], bad[1, 20] = torch.nan, torch.inf  # what comes later spoils nothing
+
+    def early(move): return flat(linear_scan(*(move(x[None]) for x in (q, k, bad, g)))[0][:, :, :15])
+
+    yield "not finite", early, flat(literal_scan(*(x[None].double() for x in (q, k, v, g)), torch.zeros(1, 3, 6, 9).double())[0][:, :, :15]), (1e-4, 1e-4)
+
+
+MORE_CASES = {"linear_scan": linear_scan_cases}
