@@ -83,7 +83,7 @@ class Run:
 def _shared(generations: list[Generation]) -> bool: return len({id(g.cost) for g in generations}) == 1
 
 # %% ../../nbs/core/23_comparison.ipynb #c010
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     "Decoders beside each other. `frame` is the table, `runs` what is behind it."
     runs: dict[str, Run]
@@ -125,6 +125,7 @@ def _costs(run: Run) -> dict:
 
 
 Comparison.frame = property(_frame)
+Comparison.__repr__ = lambda self: self.frame.round(3).to_string()
 Comparison._repr_html_ = lambda self: self.frame.round(3)._repr_html_()
 
 # %% ../../nbs/core/23_comparison.ipynb #c012
