@@ -259,6 +259,12 @@ def _icl_tasks_4l():
     from arlm_nb.interp.icl_tasks import icl_tasks_4l_recipe
     return icl_tasks_4l_recipe()
 
+# %% ../nbs/train_checkpoints.ipynb #c015a
+@recipe("prompting/set-facts")
+def _set_facts():
+    from arlm_nb.prompting.set_facts import set_facts_recipe
+    return set_facts_recipe()
+
 # %% ../nbs/train_checkpoints.ipynb #c017
 derived = {"docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens")}
 

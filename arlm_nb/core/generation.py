@@ -169,6 +169,11 @@ _homes = {
     "tuned_lens": "interp.tuned_lens",
     "exp_watermark": "watermark.distortion_free",
     "its_watermark": "watermark.distortion_free",
+    "set_based_prompting": "prompting.set_based_prompting",
+    "free": "efficiency.early_exit",
+    "calm": "efficiency.early_exit",
+    "static_exit": "efficiency.early_exit",
+    "q_filters": "efficiency.q_filters",
 }
 
 def register_decoder(key: str):
