@@ -11,17 +11,13 @@ from arlm_nb.kernels.keyed_sample import _reference as sample_reference
 from arlm_nb.kernels.keyed_sample import _sample, keyed_sample
 from arlm_nb.kernels.kl_to_teacher import kl_to_teacher
 from arlm_nb.kernels.levenshtein_align import levenshtein_align
-<<<<<<< HEAD
 from arlm_nb.kernels.masked_confidence import _reference as confidence_reference
 from arlm_nb.kernels.masked_confidence import masked_confidence
 from arlm_nb.kernels.masked_log_softmax import _masked, masked_log_softmax
 from arlm_nb.kernels.masked_log_softmax import _reference as log_softmax_reference
 from arlm_nb.kernels.philox import philox4x32, philox_uniform, uniform_reference
 from arlm_nb.kernels.roofline import spin
-=======
-from arlm_nb.kernels.philox import philox_uniform, uniform_reference
 from tests.kernel_cases_scans import MORE_CASES
->>>>>>> k2
 
 
 def literal_align(C, k, gamma=None):
@@ -142,7 +138,6 @@ def kl_cases(rng):
                 )
 
 
-<<<<<<< HEAD
 def spin_cases(rng):
     for n, rounds in [(1, 0), (1, 1), (257, 5), (40, 16)]:
         i, blocks = np.arange(n, dtype=np.uint64), [np.zeros(n, np.uint64)]
@@ -229,9 +224,9 @@ def sample_cases(rng):
                     yield f"{R} {V} {dtype} {tau} {scheme} {held}", call, sample_reference(logits, words, entry, scheme, rank, tau), (0, 0)
 
 
-CASES = {"keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
-         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
-=======
-CASES = {"philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
-         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False), **MORE_CASES}
->>>>>>> k2
+CASES = {
+    "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+    "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False),
+    "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases,
+    "masked_confidence": confidence_cases, **MORE_CASES,
+}
