@@ -259,14 +259,23 @@ def _icl_tasks_4l():
     from arlm_nb.interp.icl_tasks import icl_tasks_4l_recipe
     return icl_tasks_4l_recipe()
 
+<<<<<<< HEAD
 # %% ../nbs/train_checkpoints.ipynb #c015a
 @recipe("prompting/set-facts")
 def _set_facts():
     from arlm_nb.prompting.set_facts import set_facts_recipe
     return set_facts_recipe()
+=======
+# %% ../nbs/train_checkpoints.ipynb #cdec2
+@recipe("decode/topics")
+def _topics():
+    from arlm_nb.decode.topics import topics_recipe
+    return topics_recipe()
+>>>>>>> p1
 
 # %% ../nbs/train_checkpoints.ipynb #c017
-derived = {"docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens")}
+derived = {"docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
+           "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter")}
 
 def make(name: str) -> Path:
     "Train or fit one checkpoint by name -> its folder."

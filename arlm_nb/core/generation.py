@@ -165,6 +165,13 @@ _decoders: dict[str, Callable] = {}
 _homes = {
     "contrastive_search": "decode.contrastive_search",
     "momentum_decoding": "decode.momentum_decoding",
+    "diverse_contrastive_search": "decode.contrastive_search",
+    "no_repeat_ngram": "decode.repetition",
+    "repetition_penalty": "decode.repetition",
+    "neurologic_astar": "decode.neurologic_astar",
+    "speculative": "core.draft_tree",
+    "opt_tree": "speculative.opt_tree",
+    "spectr": "speculative.spectr",
     "function_vectors": "interp.function_vectors",
     "tuned_lens": "interp.tuned_lens",
     "exp_watermark": "watermark.distortion_free",

@@ -93,12 +93,14 @@ def rank_acceptance(
     draft,
     texts: Sequence[Sequence[int]],  # ids; best the target's own continuations
     ranks: int = 8,
+    sampled: bool = False,  # the target draws its tokens; else it says its favourite
 ) -> list[float]:
-    "Share of positions where the target's favourite is the draft's r-th guess."
+    "Mean chance that what the target says is the draft's r-th guess."
     hits, total = torch.zeros(ranks), 0
     for ids in texts:
         x = torch.tensor([list(ids)], device=lm.device)
-        said, guessed = lm(x).logits[0].argmax(-1), draft(x).logits[0].topk(ranks).indices
-        hits += (guessed == said[:, None]).sum(0).cpu()
-        total += len(said)
+        logits, guessed = lm(x).logits[0], draft(x).logits[0].topk(ranks).indices
+        chance = logits.softmax(-1).gather(-1, guessed) if sampled else guessed == logits.argmax(-1, keepdim=True)
+        hits += chance.double().sum(0).cpu().float()
+        total += len(guessed)
     return (hits / total).tolist()

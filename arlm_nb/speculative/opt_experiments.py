@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.claims import Measured, claim
 from ..core.comparison import held_out_prefixes
-from ..core.generation import Generation, greedy
+from ..core.generation import Generation, greedy, sample
 from ..core.statistics import bootstrap, paired_bootstrap
 from .fixed_trees import chain_shape, comb_shape, fixed_tree, full_shape, rank_acceptance, sequoia_tree
 from .opt_tree import TreeReport, build_tree, tree_decode
@@ -20,7 +20,8 @@ def proposals(
     lm,
     draft,
     nodes: int = 16,
-    calibration: list | None = None,  # ids to measure acceptance by rank on; None: training documents' beginnings
+    calibration: list | None = None,  # ids to measure acceptance by rank on; None: the target's continuations of training documents
+    temperature: float = 0.0,  # of the decoding the trees are for
 ) -> dict[str, Callable]:  # label -> (draft_step, root) -> DraftTree
     "OPT-Tree, its ablations, and fixed shapes of at most `nodes` nodes."
     fixed = lambda shape: lambda step, root: fixed_tree(shape, step, root)
@@ -28,15 +29,16 @@ def proposals(
     shapes = {f"chain {n}": chain_shape(n) for n in (2, 4, 8) if n <= nodes}
     shapes |= {f"{b}-ary, depth {d}": full_shape(b, d) for b, d in ((2, 3), (3, 2)) if b * (b**d - 1) // (b - 1) <= nodes}
     shapes |= {f"comb {nodes // 4} x 4": comb_shape(nodes // 4, 4)} if nodes >= 4 else {}
-    shapes |= {"Sequoia": sequoia_tree(rank_acceptance(lm, draft, calibration or _calibration(lm)), nodes, 10)}
+    shapes |= {"Sequoia": sequoia_tree(rank_acceptance(lm, draft, calibration or _calibration(lm, temperature), sampled=temperature > 0), nodes, 10)}
     return {"OPT-Tree": opt(), "OPT-Tree, δ = 0.5": opt(threshold=0.5), "OPT-Tree, depth 2": opt(max_depth=2), "OPT-Tree, depth 1": opt(max_depth=1)} | {n: fixed(s) for n, s in shapes.items()}
 
 
-def _calibration(lm, n: int = 8) -> list[list[int]]:
-    "The target's own greedy continuations of training documents."
+def _calibration(lm, temperature: float, n: int = 8) -> list[list[int]]:
+    "The target's own continuations of training documents."
     from arlm_nb.core.datasets import code
     starts = [ids[:32] for text in code().train[:200] if len(ids := lm.tokenizer.encode(text[:2000])) >= 32][:n]
-    return [p + g.ids for p, g in zip(starts, greedy(lm, starts, max_new_tokens=64, stop=False))]
+    write = greedy if temperature == 0 else lambda *a, **o: sample(*a, temperature=temperature, **o)
+    return [p + g.ids for p, g in zip(starts, write(lm, starts, max_new_tokens=64, stop=False))]
 
 # %% ../../nbs/speculative/12_opt_experiments.ipynb #c005
 def per_pass(generations: list[Generation]) -> np.ndarray:  # [prompts]
@@ -50,11 +52,12 @@ def run_trees(lm, draft, prompts, proposed: dict, *, max_new_tokens: int, room: 
     return {name: decode(propose) for name, propose in proposed.items()}
 
 
-def compare_trees(lm, draft, prompts, *, nodes: int = 16, max_new_tokens: int = 64, **options):  # DataFrame
+def compare_trees(lm, draft, prompts, *, nodes: int = 16, max_new_tokens: int = 64, temperature: float = 0.0, **options):  # DataFrame
     "Tokens per target pass, with intervals over prompts, for every kind of tree."
     import pandas as pd
     rows = []
-    for name, runs in run_trees(lm, draft, prompts, proposals(lm, draft, nodes), max_new_tokens=max_new_tokens, **options).items():
+    proposed = proposals(lm, draft, nodes, temperature=temperature)
+    for name, runs in run_trees(lm, draft, prompts, proposed, max_new_tokens=max_new_tokens, temperature=temperature, **options).items():
         rate, report = bootstrap(per_pass(runs)), TreeReport.of(runs)
         rows.append({"tree": name, "tokens_per_pass": rate.value, "low": rate.low, "high": rate.high, "nodes": max(s["nodes"] for g in runs for s in g.steps),
                      "depth": report.depth.mean(), "draft_passes_per_step": report.draft_passes.mean(), "spearman": report.spearman if report.expected.std() else float("nan"),
