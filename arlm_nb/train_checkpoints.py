@@ -204,9 +204,9 @@ def _code_recipe(name: str, steps: int, **sizes):
         return text_recipe(name, code(), 512, 3, steps, 16, about, tokenizer="code", **sizes)
     recipes[name] = make
 
-_code_recipe("code-large", 2500, d_model=96, n_layers=6, n_heads=4, d_ffn=256)
-_code_recipe("code-mid", 2000, d_model=96, n_layers=4, n_heads=4, d_ffn=256)
-_code_recipe("code-small", 2000, d_model=64, n_layers=2, n_heads=4, d_ffn=172)
+_code_recipe("code-large", 600, d_model=96, n_layers=6, n_heads=4, d_ffn=256)
+_code_recipe("code-mid", 500, d_model=96, n_layers=4, n_heads=4, d_ffn=256)
+_code_recipe("code-small", 600, d_model=64, n_layers=2, n_heads=4, d_ffn=172)
 
 # %% ../nbs/train_checkpoints.ipynb #c014
 def _icl_markov(name: str, steps: int, shuffled: bool):
@@ -259,23 +259,20 @@ def _icl_tasks_4l():
     from arlm_nb.interp.icl_tasks import icl_tasks_4l_recipe
     return icl_tasks_4l_recipe()
 
-<<<<<<< HEAD
 # %% ../nbs/train_checkpoints.ipynb #c015a
-@recipe("prompting/set-facts")
-def _set_facts():
-    from arlm_nb.prompting.set_facts import set_facts_recipe
-    return set_facts_recipe()
-=======
-# %% ../nbs/train_checkpoints.ipynb #cdec2
-@recipe("decode/topics")
-def _topics():
-    from arlm_nb.decode.topics import topics_recipe
-    return topics_recipe()
->>>>>>> p1
+_elsewhere = {  # name -> module and function that give the recipe
+    "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),
+    "decode/topics": ("arlm_nb.decode.topics", "topics_recipe"),
+}
+
+def _lazily(module: str, function: str) -> Callable:
+    from importlib import import_module
+    return lambda: getattr(import_module(module), function)()
+
+recipes |= {name: _lazily(*where) for name, where in _elsewhere.items()}
 
 # %% ../nbs/train_checkpoints.ipynb #c017
-derived = {"docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
-           "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter")}
+derived = {"docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens")}
 
 def make(name: str) -> Path:
     "Train or fit one checkpoint by name -> its folder."

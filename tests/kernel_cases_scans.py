@@ -3,6 +3,7 @@ import torch
 from arlm_nb.kernels.linear_scan import linear_scan
 from arlm_nb.kernels.linear_scan_cuda import naive_cuda
 from arlm_nb.kernels.dispatch import on_cuda
+from arlm_nb.kernels.selective_scan import Inputs, literal_scan as literal_selective, selective_scan
 
 
 def generator(rng): return torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -58,4 +59,32 @@ def linear_scan_cases(rng):
     yield "not finite", early, flat(literal_scan(*(x[None].double() for x in (q, k, v, g)), torch.zeros(1, 3, 6, 9).double())[0][:, :, :15]), (1e-4, 1e-4)
 
 
-MORE_CASES = {"linear_scan": linear_scan_cases}
+def selective_scan_cases(rng):
+    r = generator(rng)
+    normal = lambda *shape: torch.randn(*shape, generator=r, dtype=torch.float64)
+    for B, T, D, N in [(1, 1, 1, 1), (2, 19, 5, 3), (1, 33, 20, 16), (1, 20, 3, 40), (2, 17, 9, 128), (1, 18, 70, 7), (1, 300, 40, 4)]:
+        for dtype, tolerance in [(torch.float64, (1e-9, 1e-9)), (torch.float32, (5e-4, 5e-4)), (torch.bfloat16, (5e-2, 5e-2)), (torch.float16, (5e-3, 5e-3))]:
+            big = [normal(B, T, D), normal(B, T, D) - 1, normal(B, T, N) / N**0.5, normal(B, T, N) / N**0.5, normal(B, T, D)]
+            u, delta, b, c, z = (x.to(dtype) for x in big)
+            A, skip, bias, h = -normal(D, N).exp(), normal(D), normal(D), normal(B, D, N)
+            weights = normal(B, T, D), normal(B, D, N)
+            for full in (True, False) if T < 300 else (True,):
+                leaves = [u, delta, A, b, c, skip, z, bias, h] if full else [u, delta.abs(), A, b, c]
+
+                def run(fn, leaves, weights, full=full):
+                    leaves = [x.requires_grad_() for x in leaves]
+                    y, last = fn(*leaves[:8], full, *leaves[8:]) if full else fn(*leaves, None, None, None, full, None)
+                    ((y.double() * weights[0]).sum() + (last.double() * weights[1]).sum()).backward()
+                    scaled = [x.grad.double() / max(1.0, float(x.grad.abs().max())) for x in leaves]  # sums over all tokens
+                    return flat(y, last, *scaled)
+
+                def call(move, leaves=leaves, weights=weights, run=run, dtype=dtype):
+                    low = [x.to(dtype) if dtype == torch.float64 or x.dtype != torch.float64 else x.float() for x in leaves]
+                    return run(selective_scan, [move(x.detach()) for x in low], [move(w) for w in weights])
+
+                exact = lambda u, delta, A, b, c, skip, z, bias, soft, h: literal_selective(Inputs(u, delta, A, b, c, skip, z, bias, soft), h)
+                want = run(exact, [x.detach().double().clone() for x in leaves], weights)
+                yield f"{B} {T} {D} {N} {dtype} {full}", call, want, tolerance
+
+
+MORE_CASES = {"linear_scan": linear_scan_cases, "selective_scan": selective_scan_cases}

@@ -123,7 +123,7 @@ def bench(
     repeat: int = 20,
 ) -> list[dict]: # lines of `core.bench`
     "Forward, with decay: ours against chunked PyTorch, and the naive kernel against ours."
-    from arlm_nb.kernels.measure import ceilings, line
+    from arlm_nb.kernels.timing import ceilings, line
     top, lines = ceilings(device), []
     for B, H, T, d in shapes:
         for dtype in dtypes:
