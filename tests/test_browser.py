@@ -102,7 +102,7 @@ def run_all(browser, lab, name: str, seconds: float = 400):
     "Opens a notebook in a fresh page, runs all cells, gives the page."
     address, token, _ = lab
     page = browser.new_page(viewport={"width": 1300, "height": 1600})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(180_000)
     page.goto(f"{address}/lab/tree/{name}?reset&token={token}")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     for _ in range(3):  # a run that meets a kernel that is still connecting is dropped without a word
@@ -172,7 +172,7 @@ SHOWN = """() => [...document.querySelectorAll('.widget-tab-contents .jupyter-wi
     .filter(e => e.offsetParent).map(e => e.outerHTML.replaceAll('noUi-active', '')).join('')"""
 
 
-def settled(page, before: str | None = None, quiet: float = 1.5, limit: float = 60) -> str:
+def settled(page, before: str | None = None, quiet: float = 1.5, limit: float = 240) -> str:
     "What the open panel shows, once it has become something else than `before` and stopped changing."
     began = time.monotonic()
     while before is not None and page.evaluate(SHOWN) == before and time.monotonic() - began < limit/2: page.wait_for_timeout(250)
@@ -187,12 +187,12 @@ def settled(page, before: str | None = None, quiet: float = 1.5, limit: float = 
 def open_panel(page, name: str) -> str:
     page.locator(".jupyter-widget-tab .lm-TabBar-tab", has_text=name).last.click()
     page.wait_for_function("() => ![...document.querySelectorAll('.widget-tab-contents i')].some(e => e.offsetParent && e.innerText.startsWith('working'))",
-                           timeout=120_000)
+                           timeout=240_000)
     return settled(page)
 
 
 def choose(page, model: str) -> None:
-    field = page.locator(".widget-combobox input").last
+    field = page.locator("input[list]").last  # a combobox
     if field.input_value() == model: return
     field.fill(model)
     field.press("Enter")
