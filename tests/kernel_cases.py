@@ -6,6 +6,7 @@ host shim and a GPU are all held to the same cases.
 import numpy as np
 import torch
 from arlm_nb.kernels.debruijn import debruijn_pull, debruijn_push
+from arlm_nb.kernels.k_seq import _select_reference, chain_verify, k_seq_select
 from arlm_nb.kernels.keyed_align import keyed_align
 from arlm_nb.kernels.keyed_sample import _reference as sample_reference
 from arlm_nb.kernels.keyed_sample import _sample, keyed_sample
@@ -224,9 +225,66 @@ def sample_cases(rng):
                     yield f"{R} {V} {dtype} {tau} {scheme} {held}", call, sample_reference(logits, words, entry, scheme, rank, tau), (0, 0)
 
 
+<<<<<<< HEAD
 CASES = {
     "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
     "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False),
     "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases,
     "masked_confidence": confidence_cases, **MORE_CASES,
 }
+=======
+def chain_reference(p, q, drafts, u, pick):
+    "Float64, literally; and how far the nearest decision was from going the other way."
+    (B, K, L), rows, far = drafts.shape, [], 1.0
+    for b in range(B):
+        alive, tokens, last, gammas, n = list(range(K)), [-1] * q.shape[2], -1, [0.0] * L, 0
+        for j in range(q.shape[2]):
+            P, Q = p[b, min(alive[0], p.shape[1] - 1), min(j, L - 1)], q[b, min(alive[0], q.shape[1] - 1), j]
+            if j == L: P, x, v = Q, torch.zeros(0, dtype=torch.int64), []
+            else: x, v = drafts[b, alive, j], u[b, j, alive]
+            if j < L:
+                y, index, gammas[j] = _select_reference(P, Q, x, v, pick[b])
+                far = min([far, *(v * gammas[j] * P[x] / Q[x].clamp(min=1e-30) - 1).abs().tolist()])
+            else: y, index = int(torch.searchsorted(Q.cumsum(0), pick[b] * Q.sum())), -1
+            if index < 0:
+                beta, k = float(torch.minimum(P, Q / max(gammas[min(j, L - 1)], 1)).sum()), len(alive)
+                w = Q if j == L else (Q - torch.minimum(P, Q / gammas[j]) * ((1 - (1 - beta) ** k) / beta)).clamp(min=0)
+                if w.sum() > 0: far = min(far, float((w.cumsum(0)[:-1] / w.sum() - pick[b]).abs().min()) if len(w) > 1 else 1)
+            tokens[j] = y
+            if index < 0: break
+            last, n, alive = alive[index], j + 1, [a for a in alive if drafts[b, a, j] == y]
+        rows.append([n, last, *gammas, *tokens])
+    return torch.tensor(rows, dtype=torch.float64), far
+
+
+def k_seq_cases(rng):
+    g = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    for B, K, L, V in [(1, 1, 1, 1), (3, 1, 3, 67), (4, 3, 2, 5), (2, 8, 1, 1501), (2, 2, 4, 40), (2, 32, 1, 9)]:
+        for dtype in (None, *HALVES):
+            for shared, bonus in ((True, False), (False, True)):
+                if shared and L > 1: continue
+                a, b = (1.5 * torch.randn(B, 1 if shared else K, n, V, generator=g) for n in (L, L + bonus))
+                b[:, :, :L] = 0.5 * b[:, :, :L] + 0.5 * a  # not too far apart
+                if V > 30: a[..., 3], b[..., 5] = -torch.inf, -torch.inf
+                if not shared: a, b = (torch.cat([x[:, :1, :1].expand(-1, K, -1, -1), x[:, :, 1:]], 2) for x in (a, b))
+                a, b = (x.to(dtype) if dtype else x.softmax(-1) for x in (a, b))
+                p, q = (x.double().softmax(-1) if dtype else x.double() for x in (a, b))
+                for _ in range(60):  # uniforms of which no decision hangs on rounding
+                    drafts = torch.multinomial(p.expand(B, K, L, V).reshape(-1, V), 1, generator=g).view(B, K, L)
+                    if K > 1 and L > 1: drafts[:, 1, 0] = drafts[:, 0, 0]
+                    u, pick = torch.rand(B, L, K, generator=g).double(), torch.rand(B, generator=g).double()
+                    want, far = chain_reference(p, q, drafts, u, pick)
+                    if far > 1e-4: break
+                def call(move, a=a, b=b, drafts=drafts, u=u, pick=pick, bonus=bonus, logits=dtype is not None):
+                    a, b, drafts, u, pick = map(move, (a, b, drafts, u, pick))
+                    if bonus: found = chain_verify(a, b, drafts, u, pick, logits)
+                    else:
+                        one = k_seq_select(a[:, 0, 0], b[:, 0, 0], drafts[:, :, 0], u[:, 0], pick, logits)
+                        return torch.stack([(one.index >= 0).double(), one.index.double(), one.gamma, one.token.double()], -1)
+                    return torch.cat([found.accepted[:, None].double(), found.draft[:, None].double(), found.gamma, found.token.double()], -1)
+                yield f"{B} {K} {L} {V} {dtype} {shared}", call, want, (2e-4, 2e-4)
+
+
+CASES = {"k_seq_select": k_seq_cases, "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
+>>>>>>> k1

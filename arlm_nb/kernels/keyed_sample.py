@@ -19,7 +19,7 @@ def _reference(logits, keys, entry, scheme, rank, temperature): # [R, V]; keys, 
     l, (R, V) = logits.double() / temperature, logits.shape
     lost = ~(l.max(-1).values.isfinite() & ~l.isnan().any(-1))
     at = np.arange(V) if scheme == "exp" else np.array([ITS_LANE])
-    u = torch.from_numpy(np.stack([uniform_reference(int(k), np.int64(i), at, True) for k, i in zip(keys, entry)]))
+    u = torch.from_numpy(np.stack([uniform_reference(int(k), np.array([int(i)]), at, True) for k, i in zip(keys, entry)]))
     if scheme == "exp": return (l - (-u.log()).log()).argmax(-1).masked_fill(lost, -1)
     order = rank.expand(R, V).argsort(-1)
     mass = l.softmax(-1).gather(-1, order).cumsum(-1)
@@ -50,8 +50,8 @@ def _exp_row(z, k0, k1, hi, inverse, s, w):
         found = _load(z[start:start + n], s)
         if found == 2: return -1
         if found == 0: continue
-        _hash(k0, k1, hi, start, w)
-        if token >= 0 and not _any_candidate(s[:n], w, np.float32(inverse), np.float32(best)): continue
+        _hash(k0, k1, hi, start, w[:n])
+        if token >= 0 and not _any_candidate(s[:n], w[:n], np.float32(inverse), np.float32(best)): continue
         for i in range(n):
             if not s[i] > _LEAST or (token >= 0 and not _any_candidate(s[i:i + 1], w[i:i + 1], np.float32(inverse), np.float32(best))): continue
             w0, w1 = _mix(k0, k1, hi, np.uint64(start + i))
@@ -92,11 +92,14 @@ def _rows(kind, z, rank, k0, k1, entry, inverse, token): # z [R, V], rank [1 or 
             w0, w1 = _mix(k0[r], k1[r], entry[r], np.uint64(1 << 62))
             token[r] = _its_row(z[r], rank[np.int64(r) % rank.shape[0]], _unit64(w0, w1), inverse, np.empty(z.shape[1], np.int64))
 
+_one_thread, _SMALL = jit()(_rows.fn), 1 << 17 # waking a second thread costs more than so many tokens
+
 def _sample_cpu(logits, keys, entry, rank, temperature):
     z = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     token, host = torch.empty(len(z), dtype=torch.int64), keys.numpy().view(np.uint64)
     order = np.zeros((1, 1), np.int32) if rank is None else rank.numpy()
-    _rows(int(rank is not None), z.numpy(), order, host & np.uint64(0xFFFFFFFF), host >> np.uint64(32), entry.numpy().view(np.uint64),
+    rows = _one_thread if z.numel() < _SMALL else _rows
+    rows(int(rank is not None), z.numpy(), order, host & np.uint64(0xFFFFFFFF), host >> np.uint64(32), entry.numpy().view(np.uint64),
           1 / temperature, token.numpy())
     return token
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.generation import encode_prompts, register_decoder
+from ..kernels.keyed_sample import keyed_sample
 from .alignment import Alignment, align, alignment_cost
 from .bounds import THETAS, _log_mgf
 from .decoding import Rule, decode_rule, model_vocab, next_logprobs
@@ -55,10 +56,8 @@ def key_rule(
     def choose(logp: Tensor, history: list[list[int]], t: int, live: list[int]) -> Tensor:
         nonlocal pi
         V, i, of = keys[0].vocab_size or logp.shape[-1], ((start + t) % n)[live], seeds if isinstance(seeds, int) else seeds[live]
-        mu, tokens = logp[:, :V].exp(), torch.arange(V)
-        if keys[0].scheme == "exp": return exp_choose(mu, uniforms(of, i, tokens).to(mu.device))
-        if pi is None: pi = permute(seeds, tokens, V).expand(len(keys), V)
-        return its_choose(mu, uniforms(of, i, ITS_LANE)[:, 0].to(mu.device), pi[live].to(mu.device))
+        if keys[0].scheme == "its" and pi is None: pi = permute(seeds, torch.arange(V), V).int().expand(len(keys), V).to(logp.device)
+        return keyed_sample(logp[:, :V], of, i, None if pi is None else pi[live])
 
     return choose
 
