@@ -121,7 +121,12 @@ def _frame(self: Comparison):
 def _costs(run: Run) -> dict:
     "Costs of one decoder."
     tokens, passes, positions = sum(len(g.ids) for g in run.generations), run.total("forward_passes"), run.total("positions")
-    return {"tokens_per_second": tokens / run.seconds, "passes": passes, "positions": positions, "positions_per_step": run.positions_per_step}
+    return {
+        "tokens_per_second": tokens / run.seconds,
+        "passes": passes,
+        "positions": positions,
+        "positions_per_step": run.positions_per_step,
+    }
 
 
 Comparison.frame = property(_frame)
@@ -160,7 +165,9 @@ def decoding_comparison(
         began = time.perf_counter()
         generations = call(prompts) if batch else [call(p) for p in prompts]
         seconds = time.perf_counter() - began
-        runs[label] = Run(generations, _columns(lm, scorer, prompts, [g.ids for g in generations]), seconds, len(prompts) * max(map(len, prompts)))
+        runs[label] = Run(
+            generations, _columns(lm, scorer, prompts, [g.ids for g in generations]), seconds, len(prompts) * max(map(len, prompts))
+        )
     out = Comparison(runs)
     if references is not None:
         out.human = _columns(lm, scorer, prompts, references)
@@ -192,13 +199,27 @@ def _plot(self: Comparison, height: int = 420):  # plotly Figure
     "Diversity against coherence, with 95% intervals; the size is what a step costs."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import figure, palette
-    fig = figure(title="Varied, and probable to the scorer?", x_title="diversity [product of new 2-, 3-, 4-gram shares]", y_title="coherence [nats/token]", height=height)
+    fig = figure(
+        title="Varied, and probable to the scorer?",
+        x_title="diversity [product of new 2-, 3-, 4-gram shares]",
+        y_title="coherence [nats/token]",
+        height=height,
+    )
     for i, (name, row) in enumerate(self.frame.iterrows()):
         spread = lambda n: dict(type="data", array=[row[f"{n}_high"] - row[n]], arrayminus=[row[n] - row[f"{n}_low"]], thickness=1)
         per_step = row.get("positions_per_step", float("nan"))
         label = f"{name} ({per_step:.3g} positions/step)" if per_step == per_step else name
-        fig.add_trace(go.Scatter(x=[row.diversity], y=[row.coherence], error_x=spread("diversity"), error_y=spread("coherence"), mode="markers", name=label,
-                                 marker=dict(size=11, color=palette[i % len(palette)], symbol=i % 10)))
+        fig.add_trace(
+            go.Scatter(
+                x=[row.diversity],
+                y=[row.coherence],
+                error_x=spread("diversity"),
+                error_y=spread("coherence"),
+                mode="markers",
+                name=label,
+                marker=dict(size=11, color=palette[i % len(palette)], symbol=i % 10),
+            )
+        )
     return fig
 
 

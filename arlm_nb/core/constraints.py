@@ -124,7 +124,10 @@ def _clause(words: list[str], tokenizer) -> list[list[Literal]]:
     negative = [w[1:].strip().strip('"') for w in words if w.startswith("!")]
     positive = [Literal(s, True, w.strip('"')) for w in words if not w.startswith("!") for s in spellings(w.strip('"'), tokenizer)]
     if not negative: return [positive]
-    return [[*positive, *(Literal(s, False, w) for s, w in zip(choice, negative))] for choice in product(*(spellings(w, tokenizer) for w in negative))]
+    return [
+        [*positive, *(Literal(s, False, w) for s, w in zip(choice, negative))]
+        for choice in product(*(spellings(w, tokenizer) for w in negative))
+    ]
 
 
 def from_words(

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['DraftTree', 'chain', 'merge', 'Follower', 'walk', 'picker', 'DraftCost', 'check_pair', 'run_steps', 'each_prompt',
-           'token_logprobs', 'verify_chain', 'ChainStep', 'speculative']
+           'token_logprobs']
 
 # %% ../../nbs/core/24_draft_tree.ipynb #c002
 import time
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import masks
-from .generation import Cost, Generation, check_budget, decode_text, encode_prompts, register_decoder, stopper
-from .sampling import accept_or_resample, row_generators, warp
+from .generation import Cost, Generation, check_budget, decode_text, encode_prompts, stopper
+from .sampling import warp
 
 # %% ../../nbs/core/24_draft_tree.ipynb #c004
 @dataclass
@@ -27,7 +27,9 @@ class DraftTree:
 
     def __post_init__(self):
         if not len(self.ids) == len(self.parents) == len(self.log_probs):
-            raise ValueError(f"ids, parents and log_probs need one length, got {len(self.ids)}, {len(self.parents)} and {len(self.log_probs)}")
+            raise ValueError(
+                f"ids, parents and log_probs need one length, got {len(self.ids)}, {len(self.parents)} and {len(self.log_probs)}"
+            )
         for i, p in enumerate(self.parents):
             if not -1 <= p < i: raise ValueError(f"parents[{i}] must be -1 or an earlier node, got {p}")
 
@@ -168,7 +170,8 @@ class DraftCost(Cost):
 
 def check_pair(lm, draft):
     "Refuse a draft that speaks another language."
-    if draft.vocab_size != lm.vocab_size: raise ValueError(f"draft and target need one vocabulary, got {draft.vocab_size} and {lm.vocab_size} tokens")
+    if draft.vocab_size != lm.vocab_size:
+        raise ValueError(f"draft and target need one vocabulary, got {draft.vocab_size} and {lm.vocab_size} tokens")
     a, b = (getattr(m, "tokenizer", None) for m in (lm, draft))
     if a is None or b is None or a is b: return
     if a.hash != b.hash: raise ValueError(f"draft and target need one tokenizer, {draft.name} and {lm.name} have different ones")
@@ -196,7 +199,13 @@ def run_steps(
             done = len(ids) == max_new_tokens or bool(ends(ids))
             if done: break
         logprobs += found["logprobs"][:kept]
-        record = found | {"position": len(ids) - kept, "tokens": found["tokens"][:kept], "token": ids[-1], "logprob": logprobs[-1], "logprobs": found["logprobs"][:kept]}
+        record = found | {
+            "position": len(ids) - kept,
+            "tokens": found["tokens"][:kept],
+            "token": ids[-1],
+            "logprob": logprobs[-1],
+            "logprobs": found["logprobs"][:kept],
+        }
         steps.append(record)
         if callback: callback(record)
     cost.seconds = time.perf_counter() - began
@@ -208,7 +217,8 @@ def each_prompt(lm, prompt, max_new_tokens: int, extra: int, run: Callable):  # 
     prompts, single = encode_prompts(lm, prompt)
     check_budget(lm, prompts, max_new_tokens)
     longest = max(map(len, prompts)) + max_new_tokens + extra
-    if longest > lm.context_length: raise ValueError(f"prompt, new tokens and {extra} draft nodes need {longest} positions, the context has {lm.context_length}")
+    if longest > lm.context_length:
+        raise ValueError(f"prompt, new tokens and {extra} draft nodes need {longest} positions, the context has {lm.context_length}")
     with torch.inference_mode(): out = [run(p, row) for row, p in enumerate(prompts)]
     return out[0] if single else out
 
@@ -217,71 +227,3 @@ def token_logprobs(logits: Tensor, nodes: Sequence[int], tokens: Sequence[int]) 
     "The target's own (unwarped) log-probabilities along an accepted path."
     rows = [0, *(n + 1 for n in nodes)][:len(tokens)]
     return logits[rows].log_softmax(-1)[range(len(tokens)), list(tokens)].tolist()
-
-# %% ../../nbs/core/24_draft_tree.ipynb #c018
-def verify_chain(
-    guesses: Sequence[int],  # [L]
-    p: Tensor,  # target's probabilities after the root and each guess [1 + L, V]
-    q: Tensor,  # draft's probabilities each guess was drawn from [L, V]
-    generator: torch.Generator,
-) -> list[int]:  # 1..L+1 tokens distributed as the target's
-    "Keep, replace and stop, or go on with a bonus token."
-    tokens = []
-    for j, guess in enumerate(guesses):
-        token, kept = accept_or_resample(p[j], q[j], guess, generator)
-        tokens.append(token)
-        if not kept: return tokens
-    return [*tokens, int(torch.multinomial(p[len(guesses)], 1, generator=generator))]
-
-
-class ChainStep:
-    "One step of plain speculative decoding."
-
-    def __init__(self, lm, draft, prompt, cost: DraftCost, length: int, temperature: float, generator, options: dict):
-        self.own, self.draft_cost = cost, Cost()
-        self.target, self.draft = Follower(lm, prompt, cost), Follower(draft, prompt, self.draft_cost)
-        self.length, self.generator, self.greedy = length, generator, temperature == 0
-        self.law = (lambda x: torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)) if self.greedy else \
-                   (lambda x: warp(x, temperature=temperature, **options).softmax(-1))
-
-    def guess(self) -> tuple[list[int], Tensor]:  # tokens [L], laws [L, V]
-        tokens, laws = [], []
-        for j in range(self.length):
-            law = self.law(self.draft.more([self.draft.root] if not j else tokens[-1:], [j - 1])[0][-1])
-            tokens.append(int(torch.multinomial(law, 1, generator=self.generator)))
-            laws.append(law)
-        return tokens, torch.stack(laws)
-
-    def __call__(self) -> dict:
-        guesses, q = self.guess()
-        logits, _ = self.target.look(chain(self.target.root, guesses))
-        tokens = verify_chain(guesses, self.law(logits), q, self.generator)
-        nodes = list(range(len(tokens) - 1))
-        self.target.accept(nodes, tokens), self.draft.accept(nodes[:self.length - 1], tokens)
-        self.own.draft_passes, self.own.draft_positions = self.draft_cost.forward_passes, self.draft_cost.positions
-        return {"tokens": tokens, "logprobs": token_logprobs(logits, nodes, tokens), "accepted": len(nodes), "guesses": guesses}
-
-# %% ../../nbs/core/24_draft_tree.ipynb #c019
-@register_decoder("speculative")
-def speculative(
-    lm,  # the target: Transformer or HFLM
-    prompt,
-    *,
-    draft,  # a smaller LM with the same tokenizer
-    length: int = 4,  # guesses in a step, >= 1
-    temperature: float = 1.0,  # 0: greedy
-    max_new_tokens: int,
-    seed: int = 0,
-    stop=None,
-    callback: Callable | None = None,
-    **options,  # top_k, top_p, min_p, typical_p: applied to both models
-):  # Generation, or a list of them
-    "Speculative decoding with one chain of guesses; the text follows the target's (warped) distribution exactly."
-    check_pair(lm, draft)
-    if length < 1: raise ValueError(f"length must be >= 1, got {length}")
-    if temperature < 0: raise ValueError(f"temperature must be >= 0, got {temperature}")
-    def run(ids, row):
-        cost = DraftCost()
-        step = ChainStep(lm, draft, ids, cost, length, temperature, row_generators(seed, row + 1, lm.device)[row], options)
-        return run_steps(lm, ids, step, cost, max_new_tokens=max_new_tokens, name="speculative", stop=stop, callback=callback)
-    return each_prompt(lm, prompt, max_new_tokens, length, run)

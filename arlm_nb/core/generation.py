@@ -169,7 +169,7 @@ _homes = {
     "no_repeat_ngram": "decode.repetition",
     "repetition_penalty": "decode.repetition",
     "neurologic_astar": "decode.neurologic_astar",
-    "speculative": "core.draft_tree",
+    "speculative": "core.speculative",
     "opt_tree": "speculative.opt_tree",
     "spectr": "speculative.spectr",
     "function_vectors": "interp.function_vectors",

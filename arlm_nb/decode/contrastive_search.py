@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['cosine_map', 'degeneration_penalty', 'Siblings', 'look', 'choose', 'select', 'contrastive_search',
-           'diverse_contrastive_search', 'ContrastiveView', 'Isotropy', 'SimCTGObjective', 'isotropy',
-           'isotropy_by_language', 'diversity', 'coherence']
+           'diverse_contrastive_search', 'Isotropy', 'SimCTGObjective', 'isotropy', 'isotropy_by_language', 'diversity',
+           'coherence']
 
 # %% ../../nbs/decode/01_contrastive_search.ipynb #c002
 import time
@@ -206,14 +206,17 @@ def diverse_contrastive_search(
 ):  # Generation, or a list of them
     "Nucleus sampling for `sample_steps` tokens, then contrastive search (arXiv 2210.14140, section 3.2)."
     _check(lm, k, alpha, options.get("context", "all"))
-    if not 0 <= sample_steps <= max_new_tokens: raise ValueError(f"sample_steps must be in 0..max_new_tokens = {max_new_tokens}, got {sample_steps}")
+    if not 0 <= sample_steps <= max_new_tokens:
+        raise ValueError(f"sample_steps must be in 0..max_new_tokens = {max_new_tokens}, got {sample_steps}")
     prompts, single = encode_prompts(lm, prompt)
     drawn = sample(lm, prompts, max_new_tokens=sample_steps, top_p=top_p, seed=seed, stop=options.get("stop")) if sample_steps else None
     heads = drawn or [Generation([], "", [], [], Cost(), p) for p in prompts]
     ends = stopper(lm, options.get("stop"))
     ahead = [i for i, g in enumerate(heads) if len(g.ids) < max_new_tokens and not (g.ids and ends(g.ids))]
     if ahead:
-        found = contrastive_search(lm, [prompts[i] + heads[i].ids for i in ahead], max_new_tokens=max_new_tokens - sample_steps, k=k, alpha=alpha, **options)
+        found = contrastive_search(
+            lm, [prompts[i] + heads[i].ids for i in ahead], max_new_tokens=max_new_tokens - sample_steps, k=k, alpha=alpha, **options
+        )
         for i, g in zip(ahead, found): heads[i] = _joined(lm, heads[i], g)
     for g in heads: g.decoder = "diverse_contrastive_search"
     return heads[0] if single else heads
@@ -225,28 +228,3 @@ def _joined(lm, head: Generation, tail: Generation) -> Generation:
     steps = head.steps + [s | {"position": s["position"] + n} for s in tail.steps]
     cost = Cost(*(getattr(head.cost, f) + getattr(tail.cost, f) for f in ("forward_passes", "positions", "seconds")))
     return Generation(ids, decode_text(lm, ids), head.logprobs + tail.logprobs, steps, cost, head.prompt_ids)
-
-# %% ../../nbs/decode/01_contrastive_search.ipynb #c040
-class ContrastiveView:
-    "A continuation under any alpha and k: its similarity map, and the candidates of one step."
-
-    def __init__(self, lm, prompt: list[int], max_new_tokens: int = 48):
-        self.lm, self.prompt, self.n = lm, list(prompt), max_new_tokens
-
-    def figure(self, alpha: float = 0.6, k: int = 5, step: int = 0):  # plotly Figure
-        import plotly.graph_objects as go
-        from arlm_nb.core.plotting import figure, palette
-        g = contrastive_search(self.lm, self.prompt, max_new_tokens=self.n, k=k, alpha=alpha, stop=False)
-        s = g.steps[min(step, len(g.steps) - 1)]
-        names = [("» " if i == s["rank"] else "") + repr(self.lm.tokenizer.token(t)) for i, (t, _) in enumerate(s["candidates"])]
-        fig = figure(go.Heatmap(z=cosine_map(self.lm, self.prompt + g.ids), colorscale="Cividis", zmin=0, zmax=1, showscale=False),
-                     title=f"α = {alpha:g}, k = {k}: diversity {diversity(g.ids):.2f}; step {s['position']}", height=400, barmode="stack")
-        for name, values, color in (("(1 - α) p", [(1 - alpha) * p for _, p in s["candidates"]], palette[0]), ("-α penalty", [-alpha * q for q in s["penalty"]], palette[1])):
-            fig.add_bar(x=values, y=names, orientation="h", name=name, marker_color=color, xaxis="x2", yaxis="y2")
-        return fig.update_layout(xaxis=dict(domain=[0, 0.45], title="position [tokens]"), yaxis=dict(autorange="reversed"), legend=dict(orientation="h", y=1.08, x=0.6),
-                                 xaxis2=dict(domain=[0.66, 1], anchor="y2", title="score"), yaxis2=dict(anchor="x2", autorange="reversed"))
-
-    def controls(self):
-        "Sliders for alpha, k and the step."
-        from arlm_nb.core.widgets import Controls
-        return Controls(self.figure, alpha=(0.0, 1.0, 0.1, 0.6), k=(1, 10, 1, 5), step=(0, self.n - 1, 1, 0))

@@ -38,8 +38,17 @@ class Isotropy:
         "Isotropy of each layer."
         from arlm_nb.core.plotting import lines
         data = {"layer": list(range(len(self.per_layer))), "isotropy": self.per_layer}
-        return lines(data, "layer", "isotropy", markers=True, title="Isotropy by layer", x_title="layer (0: embedding, last: after the final norm)",
-                     y_title="1 - mean cosine", yaxis_range=[0, 1.05], height=280)
+        return lines(
+            data,
+            "layer",
+            "isotropy",
+            markers=True,
+            title="Isotropy by layer",
+            x_title="layer (0: embedding, last: after the final norm)",
+            y_title="1 - mean cosine",
+            yaxis_range=[0, 1.05],
+            height=280,
+        )
 
 # %% ../../nbs/decode/10_isotropy.ipynb #c008
 @torch.no_grad()
@@ -90,7 +99,12 @@ def isotropy_by_language(
     import pandas as pd
     if set(lms) != set(corpora): raise ValueError(f"lms and corpora must have the same languages, got {sorted(lms)} and {sorted(corpora)}")
     found = {name: isotropy(lm, corpora[name], **options) for name, lm in lms.items()}
-    return pd.DataFrame([{"language": n, "model": lms[n].name, "isotropy": i.value, "texts": len(i.per_text), "per_layer": i.per_layer} for n, i in found.items()])
+    return pd.DataFrame(
+        [
+            {"language": n, "model": lms[n].name, "isotropy": i.value, "texts": len(i.per_text), "per_layer": i.per_layer}
+            for n, i in found.items()
+        ]
+    )
 
 # %% ../../nbs/decode/10_isotropy.ipynb #c017
 def contrastive_loss(

@@ -19,11 +19,30 @@ ROLLOUTS = ("greedy", "soft", "beam", "sample")
 class Rollout:
     "Running continuations of many hypotheses, `width` for each; `logits` [C * width, V] are those after the newest token."
 
-    def __init__(self, lm, cache, rows: Tensor, tokens: Tensor, *, kind: str = "greedy", width: int = 1, tau: float = 1.0, generator=None, cost: Cost | None = None):
+    def __init__(
+        self,
+        lm,
+        cache,  # of the beams
+        rows: Tensor,  # cache row of each hypothesis [C]
+        tokens: Tensor,  # newest token of each [C]
+        *,
+        kind: str = "greedy",
+        width: int = 1,
+        tau: float = 1.0,
+        generator=None,
+        cost: Cost | None = None,
+    ):
         if kind not in ROLLOUTS: raise ValueError(f"rollout must be one of {', '.join(ROLLOUTS)}, got {kind!r}")
         if width < 1: raise ValueError(f"width must be >= 1, got {width}")
         if not tau > 0: raise ValueError(f"tau must be > 0, got {tau}")
-        self.lm, self.kind, self.width, self.tau, self.generator, self.cost = lm, kind, width if kind in ("beam", "sample") else 1, tau, generator, cost or Cost()
+        self.lm, self.kind, self.width, self.tau, self.generator, self.cost = (
+            lm,
+            kind,
+            width if kind in ("beam", "sample") else 1,
+            tau,
+            generator,
+            cost or Cost(),
+        )
         self.cache, self.C = cache.clone().select(rows), len(rows)
         self.of = torch.arange(self.C, device=tokens.device)  # hypothesis of each row
         self.total = torch.zeros(self.C, device=tokens.device)  # log-probability of what was rolled
@@ -92,10 +111,13 @@ def phrase_values(
     logp = roll.logits.log_softmax(-1)
     tokens, parents, paths = continuation_trie([p[:-1] for p in phrases])
     first = logp[:, [p[0] for p in phrases]]
-    if not tokens: value = first
+    if not tokens:
+        value = first
     else:
         inside = _tree_pass(roll, tokens, parents)
-        rest = [sum((inside[:, path[i], p[i + 1]] for i in range(len(path))), torch.zeros_like(first[:, 0])) for p, path in zip(phrases, paths)]
+        rest = [
+            sum((inside[:, path[i], p[i + 1]] for i in range(len(path))), torch.zeros_like(first[:, 0])) for p, path in zip(phrases, paths)
+        ]
         value = (first + torch.stack(rest, 1)) / torch.tensor([len(p) for p in phrases], device=logp.device)
     return value.view(roll.C, -1, len(phrases)).amax(1)
 
@@ -109,7 +131,9 @@ def _tree_pass(roll: Rollout, tokens: list[int], parents: list[int]) -> Tensor: 
     positions = torch.tensor([[start + d for d in depth]], device=device).expand(rows, -1)
     roll.cost.forward_passes += 1
     roll.cost.positions += rows * len(tokens)
-    out = roll.lm(torch.tensor([tokens], device=device).expand(rows, -1), cache=roll.cache, positions=positions, mask=masks.tree(parents, length))
+    out = roll.lm(
+        torch.tensor([tokens], device=device).expand(rows, -1), cache=roll.cache, positions=positions, mask=masks.tree(parents, length)
+    )
     roll.cache.crop(length)
     return out.logits.log_softmax(-1)
 
@@ -119,7 +143,7 @@ def lookahead_heuristic(
     lm,
     cache,  # of the beams: everything before the hypotheses' newest tokens
     hypotheses: tuple[Tensor, Tensor],  # (cache row [C], newest token [C]) of each
-    literals: Sequence[Sequence[tuple[tuple[int, ...], int]]] | None,  # open phrases of each hypothesis with how much of each is matched; None: fluency
+    literals: Sequence[Sequence[tuple]] | None,  # open phrases (tokens, how many are matched) of each hypothesis; None: fluency
     *,
     steps: int = 5,  # looked ahead, >= 1
     rollout: str = "greedy",  # greedy, soft, beam, sample

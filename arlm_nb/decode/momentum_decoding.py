@@ -80,7 +80,8 @@ def _check(lm, k: int, alpha: float, resistance: Sequence[float], max_depth: int
     table = list(resistance)
     if not table or table[0] != 0: raise ValueError(f"resistance must start with 0 (a new token is free), got {table}")
     if min(table) < 0 or sorted(table) != table: raise ValueError(f"resistance must be >= 0 and never decrease, got {table}")
-    if not 1 <= max_depth < len(table): raise ValueError(f"max_depth must be in 1..{len(table) - 1} (the length of the resistance table less one), got {max_depth}")
+    if not 1 <= max_depth < len(table):
+        raise ValueError(f"max_depth must be in 1..{len(table) - 1} (the length of the resistance table less one), got {max_depth}")
 
 
 def _step(graph: TokenGraph, tokens: list[int], p: list[float], alpha: float, resistance: Sequence[float]) -> dict:
@@ -90,7 +91,14 @@ def _step(graph: TokenGraph, tokens: list[int], p: list[float], alpha: float, re
     score = [q - alpha * f for q, f in zip(p, toll)]
     best = max(range(len(tokens)), key=score.__getitem__)
     graph.add(tokens[best])
-    return {"token": tokens[best], "candidates": list(zip(tokens, p)), "depth": depth, "resistance": toll, "score": score, "greedy": toll[best] == 0}
+    return {
+        "token": tokens[best],
+        "candidates": list(zip(tokens, p)),
+        "depth": depth,
+        "resistance": toll,
+        "score": score,
+        "greedy": toll[best] == 0,
+    }
 
 # %% ../../nbs/decode/02_momentum_decoding.ipynb #c014
 @register_decoder("momentum_decoding")
@@ -117,7 +125,9 @@ def momentum_decoding(
         return torch.tensor([s["token"] for s in seen], device=logits.device)
 
     observe = lambda i: {name: v for name, v in seen[i].items() if name != "token"}
-    return decode_loop(lm, prompt, choose, max_new_tokens=max_new_tokens, name="momentum_decoding", stop=stop, callback=callback, observe=observe)
+    return decode_loop(
+        lm, prompt, choose, max_new_tokens=max_new_tokens, name="momentum_decoding", stop=stop, callback=callback, observe=observe
+    )
 
 
 def greedy_ratio(generation: Generation) -> float:  # 0..1
@@ -128,23 +138,79 @@ def greedy_ratio(generation: Generation) -> float:  # 0..1
 def decoder_set(ablations: bool = True) -> dict:  # label -> (key, options), for `decoding_comparison`
     "The decoders of the comparison."
     deep = tuple(range(1)) + (1,) + tuple(range(3, 66))
-    extra = {"flat": ("momentum_decoding", {"resistance": (0, 1, 1, 1, 1, 1)}), "deep": ("momentum_decoding", {"resistance": deep, "max_depth": 64})}
-    main = {"greedy": "greedy", "nucleus": ("sample", {"top_p": 0.95}), "contrastive": "contrastive_search", "momentum": "momentum_decoding"}
+    extra = {
+        "flat": ("momentum_decoding", {"resistance": (0, 1, 1, 1, 1, 1)}),
+        "deep": ("momentum_decoding", {"resistance": deep, "max_depth": 64}),
+    }
+    main = {
+        "greedy": "greedy",
+        "nucleus": ("sample", {"top_p": 0.95}),
+        "contrastive": "contrastive_search",
+        "momentum": "momentum_decoding",
+    }
     return main | (extra if ablations else {})
 
 # %% ../../nbs/decode/02_momentum_decoding.ipynb #c031
 def measured(table: Comparison) -> list[Measured]:
     "The claim's numbers from a comparison that has greedy, nucleus, contrastive, momentum and flat."
     mean, pair = lambda n, who: table.mean(n, who).value, table.paired
-    over, near, c = pair("diversity", "momentum", "greedy"), pair("diversity", "momentum", "contrastive"), pair("coherence", "momentum", "nucleus")
+    over, near, c = (
+        pair("diversity", "momentum", "greedy"),
+        pair("diversity", "momentum", "contrastive"),
+        pair("coherence", "momentum", "nucleus"),
+    )
     steps, speed = {n: r.positions_per_step for n, r in table.runs.items()}, table.frame.tokens_per_second
     return [
-        Measured(mean("diversity", "momentum"), mean("diversity", "greedy"), "diversity", over.value >= 0.25, mean("diversity", "flat"), (over.low, over.high),
-                 "interval: difference to greedy, which is also alpha = 0; ablation: flat resistance", "diversity"),
-        Measured(mean("diversity", "momentum"), mean("diversity", "contrastive"), "diversity", abs(near.value) <= 0.15, None, (near.low, near.high), "interval: difference", "as varied as contrastive"),
-        Measured(mean("coherence", "momentum"), mean("coherence", "nucleus"), "nats/token", c.low > 0, mean("coherence", "flat"), (c.low, c.high), "interval: difference; ablation: flat resistance", "coherence"),
-        Measured(steps["momentum"], steps["contrastive"], "positions / token", steps["momentum"] == 1 and steps["contrastive"] == 5, steps["greedy"], None, "exact; ablation: greedy", "positions"),
-        Measured(speed["momentum"], speed["contrastive"], "tokens / s", speed["momentum"] >= 1.2 * speed["contrastive"], speed["greedy"], None, "wall clock of one run; ablation: greedy", "speed"),
+        Measured(
+            mean("diversity", "momentum"),
+            mean("diversity", "greedy"),
+            "diversity",
+            over.value >= 0.25,
+            mean("diversity", "flat"),
+            (over.low, over.high),
+            "interval: difference to greedy, which is also alpha = 0; ablation: flat resistance",
+            "diversity",
+        ),
+        Measured(
+            mean("diversity", "momentum"),
+            mean("diversity", "contrastive"),
+            "diversity",
+            abs(near.value) <= 0.15,
+            None,
+            (near.low, near.high),
+            "interval: difference",
+            "as varied as contrastive",
+        ),
+        Measured(
+            mean("coherence", "momentum"),
+            mean("coherence", "nucleus"),
+            "nats/token",
+            c.low > 0,
+            mean("coherence", "flat"),
+            (c.low, c.high),
+            "interval: difference; ablation: flat resistance",
+            "coherence",
+        ),
+        Measured(
+            steps["momentum"],
+            steps["contrastive"],
+            "positions / token",
+            steps["momentum"] == 1 and steps["contrastive"] == 5,
+            steps["greedy"],
+            None,
+            "exact; ablation: greedy",
+            "positions",
+        ),
+        Measured(
+            speed["momentum"],
+            speed["contrastive"],
+            "tokens / s",
+            speed["momentum"] >= 1.2 * speed["contrastive"],
+            speed["greedy"],
+            None,
+            "wall clock of one run; ablation: greedy",
+            "speed",
+        ),
     ]
 
 

@@ -43,10 +43,22 @@ def draw_walk(
     for d, color in enumerate(colors):
         edges = [(u, v) for u, v, depth in walk_edges(ids, upto) if depth == d]
         xy = [[c for u, v in edges for c in (place[u][i], place[v][i], None)] for i in (0, 1)]
-        if edges: fig.add_trace(go.Scatter(x=xy[0], y=xy[1], mode="lines", line=dict(color=color, width=1 + 1.3 * d), hoverinfo="skip", **on))
+        if edges:
+            fig.add_trace(go.Scatter(x=xy[0], y=xy[1], mode="lines", line=dict(color=color, width=1 + 1.3 * d), hoverinfo="skip", **on))
     seen = list(dict.fromkeys(ids[:upto + 1]))
-    fig.add_trace(go.Scatter(x=[place[t][0] for t in seen], y=[place[t][1] for t in seen], mode="markers+text", text=[token(t) for t in seen], textposition="top center",
-                             textfont=dict(size=9), marker=dict(size=5, color="#797979"), hoverinfo="text", **on))
+    fig.add_trace(
+        go.Scatter(
+            x=[place[t][0] for t in seen],
+            y=[place[t][1] for t in seen],
+            mode="markers+text",
+            text=[token(t) for t in seen],
+            textposition="top center",
+            textfont=dict(size=9),
+            marker=dict(size=5, color="#797979"),
+            hoverinfo="text",
+            **on,
+        )
+    )
     here = place[ids[upto]]
     fig.add_trace(go.Scatter(x=[here[0]], y=[here[1]], mode="markers", marker=dict(size=12, color="#18A674"), hoverinfo="skip", **on))
 
@@ -63,18 +75,28 @@ class MomentumView:
 
     def walk(self, alpha: float) -> list[int]:
         "Momentum decoding's walk at this alpha."
-        if alpha not in self._found: self._found[alpha] = self._walk(momentum_decoding(self.lm, self.prompt, max_new_tokens=self.n, alpha=alpha, stop=False))
+        if alpha not in self._found:
+            self._found[alpha] = self._walk(momentum_decoding(self.lm, self.prompt, max_new_tokens=self.n, alpha=alpha, stop=False))
         return self._found[alpha]
 
     def figure(self, step: int = 59, alpha: float = 0.2):  # plotly Figure
         "Both walks after `step` steps."
         from arlm_nb.core.plotting import figure
         from arlm_nb.core.views import shown
-        fig = figure(title=f"Greedy (left) and momentum decoding, α = {alpha:g}, after {step + 1} tokens", height=420, margin=dict(l=10, r=10, t=48, b=10))
+        fig = figure(
+            title=f"Greedy (left) and momentum decoding, α = {alpha:g}, after {step + 1} tokens",
+            height=420,
+            margin=dict(l=10, r=10, t=48, b=10),
+        )
         token = lambda t: shown(self.lm.tokenizer.token(t)) if self.lm.tokenizer else str(t)
         for ids, axes in ((self.stuck, ""), (self.walk(alpha), "2")): draw_walk(fig, ids, min(step + self.tail, len(ids) - 1), token, axes)
         hidden = dict(visible=False)
-        return fig.update_layout(xaxis=dict(domain=[0, 0.48], **hidden), xaxis2=dict(domain=[0.52, 1], anchor="y2", **hidden), yaxis=hidden, yaxis2=dict(anchor="x2", **hidden))
+        return fig.update_layout(
+            xaxis=dict(domain=[0, 0.48], **hidden),
+            xaxis2=dict(domain=[0.52, 1], anchor="y2", **hidden),
+            yaxis=hidden,
+            yaxis2=dict(anchor="x2", **hidden),
+        )
 
     def controls(self):
         "Sliders for the step and alpha."

@@ -63,7 +63,10 @@ def words_table(lm, sets: list, max_new_tokens: int = 24, beams: int = 4, seed: 
                         "A*, greedy": lambda p, c: neurologic_astar(lm, p, constraint=c, lookahead=3, **common)}.items():
         texts = [write(p, c) for p, c in sets]
         share = coverage([g.ids for g in texts], [c for _, c in sets])
-        rows += [{"method": name, "coverage": s, "all": a, "logprob": float(np.mean(g.logprobs)), "text": g.text} for g, s, a in zip(texts, share["share"], share["all"])]
+        rows += [
+            {"method": name, "coverage": s, "all": a, "logprob": float(np.mean(g.logprobs)), "text": g.text}
+            for g, s, a in zip(texts, share["share"], share["all"])
+        ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/decode/16_neurologic_experiments.ipynb #c008
@@ -79,12 +82,40 @@ def claim_neurologic(seed: int = 0) -> list[Measured]:
     ours, plain = rate["A*, greedy"], rate["NeuroLogic"]
     t = words_table(docs, word_sets(docs, 10), seed=seed)
     of = lambda name, column: t[t.method == name][column].to_numpy(dtype=float)
-    covered, gap = {n: float(of(n, "coverage").mean()) for n in ("beam", "NeuroLogic", "A*, greedy")}, paired_bootstrap(of("A*, greedy", "logprob"), of("NeuroLogic", "logprob"))
+    covered, gap = (
+        {n: float(of(n, "coverage").mean()) for n in ("beam", "NeuroLogic", "A*, greedy")},
+        paired_bootstrap(of("A*, greedy", "logprob"), of("NeuroLogic", "logprob")),
+    )
     interval = wilson(round(ours * 60), 60)
     return [
-        Measured(ours, plain, "share", ours >= 0.8 and plain <= ours - 0.15 and rate["beam"] <= 0.4, rate["A*, α = 0"], (interval.low, interval.high),
-                 f"baseline: NeuroLogic; ablation: alpha = 0; beam search: {rate['beam']:.2f}", "grammar"),
-        Measured(covered["A*, greedy"], covered["NeuroLogic"], "share of clauses", min(covered["A*, greedy"], covered["NeuroLogic"]) >= 0.95, covered["beam"], None, "10 docstrings, 24 tokens; ablation: beam search without a formula", "coverage"),
-        Measured(float(of("A*, greedy", "logprob").mean()), float(of("NeuroLogic", "logprob").mean()), "nats/token", gap.high >= 0, float(of("beam", "logprob").mean()), (gap.low, gap.high),
-                 "interval: difference to NeuroLogic; third number: beam search without a formula", "likelihood"),
+        Measured(
+            ours,
+            plain,
+            "share",
+            ours >= 0.8 and plain <= ours - 0.15 and rate["beam"] <= 0.4,
+            rate["A*, α = 0"],
+            (interval.low, interval.high),
+            f"baseline: NeuroLogic; ablation: alpha = 0; beam search: {rate['beam']:.2f}",
+            "grammar",
+        ),
+        Measured(
+            covered["A*, greedy"],
+            covered["NeuroLogic"],
+            "share of clauses",
+            min(covered["A*, greedy"], covered["NeuroLogic"]) >= 0.95,
+            covered["beam"],
+            None,
+            "10 docstrings, 24 tokens; ablation: beam search without a formula",
+            "coverage",
+        ),
+        Measured(
+            float(of("A*, greedy", "logprob").mean()),
+            float(of("NeuroLogic", "logprob").mean()),
+            "nats/token",
+            gap.high >= 0,
+            float(of("beam", "logprob").mean()),
+            (gap.low, gap.high),
+            "interval: difference to NeuroLogic; third number: beam search without a formula",
+            "likelihood",
+        ),
     ]

@@ -25,7 +25,10 @@ def with_processor(
     texts = [list(p) for p in encode_prompts(lm, prompt)[0]]
 
     def choose(logits: Tensor, live: list[int]) -> Tensor:
-        tokens = [int(processor(torch.tensor([texts[row]], device=logits.device), scores[None])[0].argmax()) for row, scores in zip(live, logits.clone())]
+        tokens = [
+            int(processor(torch.tensor([texts[row]], device=logits.device), scores[None])[0].argmax())
+            for row, scores in zip(live, logits.clone())
+        ]
         for row, token in zip(live, tokens): texts[row].append(token)
         return torch.tensor(tokens, device=logits.device)
 
@@ -45,4 +48,6 @@ def repetition_penalty(lm, prompt, *, max_new_tokens: int, penalty: float = 1.2,
     "Greedy with the logits of tokens that occurred divided (if positive, else multiplied) by `penalty`."
     from transformers import RepetitionPenaltyLogitsProcessor
     if not penalty > 0: raise ValueError(f"penalty must be > 0, got {penalty}")
-    return with_processor(lm, prompt, RepetitionPenaltyLogitsProcessor(float(penalty)), name="repetition_penalty", max_new_tokens=max_new_tokens, **options)
+    return with_processor(
+        lm, prompt, RepetitionPenaltyLogitsProcessor(float(penalty)), name="repetition_penalty", max_new_tokens=max_new_tokens, **options
+    )

@@ -14,7 +14,11 @@ from ..core.tokenizer import Tokenizer
 from ..core.transformer import TransformerConfig
 
 TOPICS, OWN = 12, 5  # topics, words of each
-VERBS, ADJECTIVES, NOUNS = ("sees", "wants", "has", "finds", "likes", "sells"), ("big", "old", "red", "new", "odd"), ("day", "town", "house", "road")
+VERBS, ADJECTIVES, NOUNS = (
+    ("sees", "wants", "has", "finds", "likes", "sells"),
+    ("big", "old", "red", "new", "odd"),
+    ("day", "town", "house", "road"),
+)
 END = "."
 
 # %% ../../nbs/decode/15_topics.ipynb #c004
@@ -41,7 +45,9 @@ def topic_sentence(rng: torch.Generator) -> str:
     return " ".join([*words, *(["and", *thing()] if chance(0.6) else []), END])
 
 
-_FORM = re.compile(rf"t(\d+)( of the ({'|'.join(NOUNS)}))? ({'|'.join(VERBS)}) a( ({'|'.join(ADJECTIVES)}))? w(\d+)[a-e]( and a( ({'|'.join(ADJECTIVES)}))? w(\d+)[a-e])? \.")
+_FORM = re.compile(
+    rf"t(\d+)( of the ({'|'.join(NOUNS)}))? ({'|'.join(VERBS)}) a( ({'|'.join(ADJECTIVES)}))? w(\d+)[a-e]( and a( ({'|'.join(ADJECTIVES)}))? w(\d+)[a-e])? \."
+)
 
 
 def parses(text: str) -> bool:
@@ -61,7 +67,9 @@ def topic_batch(step: int, rng: torch.Generator, rows: int = 48, length: int = 2
 
 
 def topic_config() -> TransformerConfig:
-    return TransformerConfig(topic_tokenizer().vocab_size, 64, 2, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=160, bias=False)
+    return TransformerConfig(
+        topic_tokenizer().vocab_size, 64, 2, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=160, bias=False
+    )
 
 
 def topic_measure(lm) -> dict:
@@ -78,5 +86,12 @@ def topics_recipe():
     "How `make checkpoints` trains it (a quarter of a minute)."
     from arlm_nb.train_checkpoints import Recipe
     data = lambda tokenizer: topic_batch
-    return Recipe("decode/topics", lambda: (topic_config(), topic_tokenizer()), data, topic_measure, 500,
-                  fit=dict(lr=4e-3, warmup=20, weight_decay=0.01, log_every=20, checkpoint_every=100), about="A grammar of twelve topics whose own words come late; for look-ahead decoding")
+    return Recipe(
+        "decode/topics",
+        lambda: (topic_config(), topic_tokenizer()),
+        data,
+        topic_measure,
+        500,
+        fit=dict(lr=4e-3, warmup=20, weight_decay=0.01, log_every=20, checkpoint_every=100),
+        about="A grammar of twelve topics whose own words come late; for look-ahead decoding",
+    )

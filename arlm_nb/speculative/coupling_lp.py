@@ -41,7 +41,10 @@ def optimal_acceptance(
     sets = list(combinations_with_replacement(range(V), k))
     weight = np.array([factorial(k) / np.prod([factorial(m.count(t)) for t in set(m)]) * np.prod(p[list(m)]) for m in sets])
     i, y = np.divmod(np.arange(size), V)
-    rows, columns = np.r_[i, len(sets) + y[y < V - 1]], np.r_[np.arange(size), np.flatnonzero(y < V - 1)]  # one marginal follows from the others
+    rows, columns = (
+        np.r_[i, len(sets) + y[y < V - 1]],
+        np.r_[np.arange(size), np.flatnonzero(y < V - 1)],
+    )  # one marginal follows from the others
     A = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(sets) + V - 1, size))
     inside = np.array([t in m for m in sets for t in range(V)], dtype=float)
     found = linprog(-inside, A_eq=A, b_eq=np.r_[weight, q[:-1]], bounds=(0, None), method="highs")

@@ -27,7 +27,21 @@ class FeatureDrafter(nn.Module):
         object.__setattr__(self, "lm", lm)  # not a submodule: its weights are not the drafter's
         d = lm.d_model
         self.join = nn.Linear(2 * d, d)
-        self.body = Transformer(TransformerConfig(1, d, n_layers, lm.n_heads, context_length=lm.context_length, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=2 * d, bias=False), name="features")
+        self.body = Transformer(
+            TransformerConfig(
+                1,
+                d,
+                n_layers,
+                lm.n_heads,
+                context_length=lm.context_length,
+                positions="rotary",
+                norm="rmsnorm",
+                ffn="swiglu",
+                d_ffn=2 * d,
+                bias=False,
+            ),
+            name="features",
+        )
 
     def forward(
         self,
@@ -74,7 +88,9 @@ class FeatureSession:
         self.cost, self.body = Cost(), _Body(model)
         self.follower = Follower(self.body, target.ids[1:] or target.ids, self.cost)
         d, prefix = model.lm.d_model, target.ids[:-1]
-        self.true = torch.zeros(0 if prefix else 1, d, dtype=model.join.weight.dtype, device=target.lm.device)  # a prompt of one token has no state before it
+        self.true = torch.zeros(
+            0 if prefix else 1, d, dtype=model.join.weight.dtype, device=target.lm.device
+        )  # a prompt of one token has no state before it
         if prefix:
             target.cost.forward_passes += 1
             target.cost.positions += len(prefix)
@@ -108,8 +124,17 @@ def fit_feature_drafter(steps: int = 400, seed: int = 0, progress: bool = False)
     run = fit(model, data, feature_draft_loss, steps=steps, lr=3e-3, warmup=20, seed=seed, progress=progress)
     folder = writable_path("checkpoints", "speculative", "feature-drafter", "model.safetensors").parent
     write_tensors(folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items()}, {"format": "arlm_nb"})
-    note = {"model": "FeatureDrafter", "name": "feature-drafter", "target": lm.name, "n_layers": 1, "steps": steps, "seed": seed, "final": run.rows[-1],
-            "command": "python -m arlm_nb.train_checkpoints speculative/feature-drafter", "about": "Predicts the next hidden state of code-large; for draft trees"}
+    note = {
+        "model": "FeatureDrafter",
+        "name": "feature-drafter",
+        "target": lm.name,
+        "n_layers": 1,
+        "steps": steps,
+        "seed": seed,
+        "final": run.rows[-1],
+        "command": "python -m arlm_nb.train_checkpoints speculative/feature-drafter",
+        "about": "Predicts the next hidden state of code-large; for draft trees",
+    }
     (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     return model.eval()
 
@@ -119,7 +144,8 @@ def load_feature_drafter(lm) -> FeatureDrafter:
     from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
     folder = checkpoint_path("speculative/feature-drafter")
     note = read_note(folder)
-    if lm.name != note["target"]: raise ValueError(f"the shipped drafter reads {note['target']}, got {lm.name}; train one with feature_draft_loss")
+    if lm.name != note["target"]:
+        raise ValueError(f"the shipped drafter reads {note['target']}, got {lm.name}; train one with feature_draft_loss")
     model = FeatureDrafter(lm, note["n_layers"])
     model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
     return model.eval()

@@ -16,7 +16,8 @@ def check_laws(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     if p.shape[-1] != q.shape[-1]: raise ValueError(f"p and q need one vocabulary, got {p.shape[-1]} and {q.shape[-1]} tokens")
     for name, x in (("p", p), ("q", q)):
         if bool((x < 0).any()): raise ValueError(f"{name} must be >= 0, got {float(x.min())}")
-        if float((x.double().sum(-1) - 1).abs().max()) > 1e-4: raise ValueError(f"{name} must sum to 1, got {float(x.double().sum(-1).flatten()[0]):.6g}")
+        if float((x.double().sum(-1) - 1).abs().max()) > 1e-4:
+            raise ValueError(f"{name} must sum to 1, got {float(x.double().sum(-1).flatten()[0]):.6g}")
     return p.double(), q.double()
 
 
@@ -60,7 +61,8 @@ def _gamma(p, q, k, gamma):
     "gamma as given, refused where the coupling would be invalid; the best one where none is given."
     if gamma is None: return optimal_gamma(p, q, k)
     gamma = torch.as_tensor(gamma, dtype=torch.float64, device=p.device)
-    if bool(((gamma < 1) | (gamma > _check_k(k).to(p.device))).any()): raise ValueError(f"gamma must be in [1, k], got {gamma.flatten()[0]:.6g}")
+    if bool(((gamma < 1) | (gamma > _check_k(k).to(p.device))).any()):
+        raise ValueError(f"gamma must be in [1, k], got {gamma.flatten()[0]:.6g}")
     if bool((_excess(p, q, _check_k(k).to(p.device), gamma) > 1e-9).any()):
         raise ValueError(f"gamma = {gamma.flatten()[0]:.6g} is below gamma* = {optimal_gamma(p, q, k).flatten()[0]:.6g}: no valid coupling")
     return gamma
@@ -163,7 +165,9 @@ def recursive_select(p: Tensor, q: Tensor, drafts: Tensor, u: Tensor, *, valid: 
 def recursive_rejection(p: Tensor, q: Tensor, drafts: Tensor, rng: torch.Generator) -> Selection:
     "`recursive_select` with fresh uniforms."
     p, q = check_laws(p, q)
-    return recursive_select(p, q, drafts, torch.rand(*drafts.shape[:-1], drafts.shape[-1] + 1, generator=rng, dtype=torch.float64, device=p.device))
+    return recursive_select(
+        p, q, drafts, torch.rand(*drafts.shape[:-1], drafts.shape[-1] + 1, generator=rng, dtype=torch.float64, device=p.device)
+    )
 
 
 def recursive_acceptance(p: Tensor, q: Tensor, k: int) -> Tensor:  # [...]

@@ -45,15 +45,45 @@ def claim_spectr(seed: int = 0) -> list[Measured]:
     from arlm_nb.core.lm import load_lm
     lm, draft = load_lm("code-large"), load_lm("code-small")
     p, q = law_pairs(lm, draft)
-    one, many, wasteful, bound = k_seq_acceptance(p, q, 1), k_seq_acceptance(p, q, 8), k_seq_acceptance(p, q, 8, 8.0), acceptance_upper_bound(p, q, 8)
+    one, many, wasteful, bound = (
+        k_seq_acceptance(p, q, 1),
+        k_seq_acceptance(p, q, 8),
+        k_seq_acceptance(p, q, 8, 8.0),
+        acceptance_upper_bound(p, q, 8),
+    )
     mean = lambda x: float(x.mean())
     prompts, _ = held_out_prefixes(lm, n=16, length=48, continuation=48, corpus="code")
     ours, plain = (paired_rates(lm, draft, prompts, k, 4, seed=seed) for k in (8, 1))
     accepted, gap = bootstrap(many.numpy()), paired_bootstrap(ours, plain)
     return [
-        Measured(mean(many), mean(one), "acceptance", mean(many) >= 1.2 * mean(one) and mean(wasteful) < mean(many), mean(wasteful), (accepted.low, accepted.high),
-                 "8 drafts; baseline: one draft; ablation: gamma = k", "acceptance against one draft"),
-        Measured(mean(many), mean(bound), "acceptance", mean(many) >= 0.93 * mean(bound), mean(wasteful), None, "baseline: the upper bound; ablation: gamma = k", "acceptance against the bound"),
-        Measured(mean(ours), mean(plain), "tokens / target pass", mean(ours) >= 1.12 * mean(plain), mean(plain), (gap.low, gap.high),
-                 "8 drafts of 4; baseline and ablation: one draft of 4; interval: difference", "decoding"),
+        Measured(
+            mean(many),
+            mean(one),
+            "acceptance",
+            mean(many) >= 1.2 * mean(one) and mean(wasteful) < mean(many),
+            mean(wasteful),
+            (accepted.low, accepted.high),
+            "8 drafts; baseline: one draft; ablation: gamma = k",
+            "acceptance against one draft",
+        ),
+        Measured(
+            mean(many),
+            mean(bound),
+            "acceptance",
+            mean(many) >= 0.93 * mean(bound),
+            mean(wasteful),
+            None,
+            "baseline: the upper bound; ablation: gamma = k",
+            "acceptance against the bound",
+        ),
+        Measured(
+            mean(ours),
+            mean(plain),
+            "tokens / target pass",
+            mean(ours) >= 1.12 * mean(plain),
+            mean(plain),
+            (gap.low, gap.high),
+            "8 drafts of 4; baseline and ablation: one draft of 4; interval: difference",
+            "decoding",
+        ),
     ]
