@@ -1,5 +1,8 @@
 """Cases of the scans, the search and the quantisers, in the form of `kernel_cases`: (label, call, float64 reference, tolerances)."""
+import numpy as np
 import torch
+from arlm_nb.kernels.fm_index_search import fm_build, fm_index_search, fm_next_counts
+from arlm_nb.kernels.hmm_forward import hmm_backward, hmm_forward, hmm_log_prob
 from arlm_nb.kernels.linear_scan import linear_scan
 from arlm_nb.kernels.linear_scan_cuda import naive_cuda
 from arlm_nb.kernels.dispatch import on_cuda
@@ -87,4 +90,93 @@ def selective_scan_cases(rng):
                 yield f"{B} {T} {D} {N} {dtype} {full}", call, want, tolerance
 
 
-MORE_CASES = {"linear_scan": linear_scan_cases, "selective_scan": selective_scan_cases}
+def literal_hmm(pi, A, E, ids):
+    "Forward and backward recursion of one batch, a sequence and a token at a time."
+    out = []
+    for x in ids.tolist():
+        said = [torch.ones_like(pi) if token < 0 else E[:, token] for token in x]
+        alpha, scale, beta = [], [], [torch.ones_like(pi)]
+        for t, e in enumerate(said):
+            a = e * (pi if t == 0 else alpha[-1] @ A)
+            scale.append(a.sum())
+            alpha.append(a / scale[-1] if scale[-1] != 0 else a)
+        for t in range(len(x) - 1, 0, -1):
+            beta.append(A @ (said[t] * beta[-1]) / scale[t] if scale[t] != 0 else torch.zeros_like(pi))
+        out += [torch.stack(scale).log().sum()[None], torch.stack(alpha).flatten(), torch.stack(scale), torch.stack(beta[::-1]).flatten()]
+    return torch.cat(out)
+
+
+def hmm_cases(rng):
+    r = generator(rng)
+    for B, T, H, V in [(1, 1, 1, 1), (3, 7, 2, 5), (8, 5, 33, 4), (9, 4, 64, 9), (19, 6, 65, 300), (2, 3, 200, 7), (2, 2, 520, 3)]:
+        pi, A, E = (torch.rand(*s, generator=r, dtype=torch.float64).pow(3) for s in ((H,), (H, H), (H, V)))
+        pi, A, E = (x / x.sum(-1, keepdim=True) for x in (pi, A, E))
+        ids = torch.randint(V, (B, T), generator=r)
+        ids[-1, T // 2] = -1
+        if V > 4:
+            E[:, 2] = 0
+            ids[0, T // 2] = 2  # cannot be said
+        for dtype, tolerance in ((torch.float64, (1e-9, 1e-9)), (torch.float32, (2e-4, 1e-5))):
+
+            def call(move, pi=pi, A=A, E=E, ids=ids, dtype=dtype):
+                p, a, e, x = (move(z.to(dtype)) if z.is_floating_point() else move(z) for z in (pi, A, E, ids))
+                found = hmm_forward(p, a, e, x)
+                beta = hmm_backward(a, e, x, found.scale)
+                rows = zip(found.log_prob, found.alpha, found.scale, beta)
+                return torch.cat([z.reshape(-1) for row in rows for z in row]).double().cpu().clamp(min=-1e30)
+
+            yield f"{B} {T} {H} {V} {dtype}", call, literal_hmm(pi, A, E, ids).clamp(min=-1e30), tolerance
+    leaves, ids = [x.requires_grad_() for x in (torch.rand(3, generator=r).double(), torch.rand(3, 3, generator=r).double(), torch.rand(3, 4, generator=r).double())], torch.tensor([[0, 1, -1, 3], [2, 2, 1, 0]])
+    exact = torch.autograd.grad(literal_log_prob(*leaves, ids).sum(), leaves)
+
+    def gradient(move):
+        moved = [move(x.detach().float()).requires_grad_() for x in leaves]
+        return flat(*torch.autograd.grad(hmm_log_prob(*moved, move(ids)).sum(), moved))
+
+    yield "gradient", gradient, flat(*exact), (1e-4, 1e-4)
+
+
+def literal_log_prob(pi, A, E, ids):
+    total = []
+    for x in ids.tolist():
+        a = pi
+        for t, token in enumerate(x): a = (a if t == 0 else a @ A) * (1 if token < 0 else E[:, token])
+        total.append(a.sum().log())
+    return torch.stack(total)
+
+
+def literal_search(bwt, pattern, lo, hi):
+    "One backward step a token, each count made by looking at all rows."
+    for token in pattern:
+        if token < 0 or lo >= hi: continue
+        lo, hi = ((bwt < token).sum() + (bwt[:end] == token).sum() for end in (lo, hi))
+    return lo, hi
+
+
+def fm_cases(rng):
+    for n, V, Q, m in [(1, 1, 1, 1), (447, 2, 3, 4), (448, 3, 65, 2), (449, 17, 300, 3), (2000, 300, 40, 2), (900, 50_000, 9, 1)]:
+        bwt = rng.integers(0, V, n)
+        if n == 1: bwt[:] = 0
+        patterns = rng.integers(0, V, (Q, m))
+        patterns[0, 0], patterns[-1, -1] = bwt[0], -1
+        starts = np.sort(rng.integers(0, n + 1, (2, Q)), 0)
+        want = np.array([literal_search(bwt, p, *s) for p, s in zip(patterns, starts.T)]).T
+        index = fm_build(bwt, V)
+
+        def search(move, index=index, patterns=patterns, starts=starts):
+            lo, hi = fm_index_search(index._replace(blocks=move(index.blocks), zeros=move(index.zeros), shift=move(index.shift)), move(torch.from_numpy(patterns)),
+                                     *(move(torch.from_numpy(s)) for s in starts))
+            return torch.stack([torch.where(lo < hi, lo, 0), hi - lo])  # an empty range may lie anywhere
+
+        yield f"{n} {V} {Q} {m}", search, torch.from_numpy(np.stack([np.where(want[0] < want[1], want[0], 0), want[1] - want[0]])), (0, 0)
+        few = min(Q, 5)
+        counts = np.stack([np.bincount(bwt[a:b], minlength=V) for a, b in starts.T[:few]])
+
+        def following(move, index=index, starts=starts, few=few):
+            moved = index._replace(blocks=move(index.blocks), zeros=move(index.zeros), shift=move(index.shift))
+            return fm_next_counts(moved, *(move(torch.from_numpy(s[:few])) for s in starts))
+
+        if V < 1000: yield f"next {n} {V}", following, torch.from_numpy(counts), (0, 0)
+
+
+MORE_CASES = {"linear_scan": linear_scan_cases, "selective_scan": selective_scan_cases, "hmm_forward": hmm_cases, "fm_index_search": fm_cases}

@@ -245,7 +245,7 @@ template <class X, class A> __device__ inline void backward(const X* u, const X*
   }
 }
 #define ENTRIES(X, A, NAME) \
-extern "C" __global__ void __launch_bounds__(128) forward_##NAME(const X* u, const X* delta, const A* decay, const X* Bs, const X* Cs, const A* skip, const X* z, const A* bias, \
+extern "C" __global__ void __launch_bounds__(128, 6) forward_##NAME(const X* u, const X* delta, const A* decay, const X* Bs, const X* Cs, const A* skip, const X* z, const A* bias, \
     const A* states, X* y, A* ends, A* sums, A* checks, int T, int D, int N, int segment, int tiles, int lanes, int soft, int tokens) { \
   forward(u, delta, decay, Bs, Cs, skip, z, bias, states, y, ends, sums, checks, T, D, N, segment, tiles, lanes, soft, tokens); } \
 extern "C" __global__ void __launch_bounds__(128, 4) backward_##NAME(const X* u, const X* delta, const A* decay, const X* Bs, const X* Cs, const A* skip, const X* z, const A* bias, \
