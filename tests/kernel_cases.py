@@ -225,14 +225,6 @@ def sample_cases(rng):
                     yield f"{R} {V} {dtype} {tau} {scheme} {held}", call, sample_reference(logits, words, entry, scheme, rank, tau), (0, 0)
 
 
-<<<<<<< HEAD
-CASES = {
-    "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
-    "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False),
-    "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases,
-    "masked_confidence": confidence_cases, **MORE_CASES,
-}
-=======
 def chain_reference(p, q, drafts, u, pick):
     "Float64, literally; and how far the nearest decision was from going the other way."
     (B, K, L), rows, far = drafts.shape, [], 1.0
@@ -285,6 +277,9 @@ def k_seq_cases(rng):
                 yield f"{B} {K} {L} {V} {dtype} {shared}", call, want, (2e-4, 2e-4)
 
 
-CASES = {"k_seq_select": k_seq_cases, "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases, "masked_confidence": confidence_cases, "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
-         "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False)}
->>>>>>> k1
+CASES = {
+    "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
+    "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False),
+    "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases,
+    "masked_confidence": confidence_cases, "k_seq_select": k_seq_cases, **MORE_CASES,
+}
