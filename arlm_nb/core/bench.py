@@ -81,7 +81,7 @@ class Benchmark:
     "A registered benchmark."
     key: str
     run: Callable[..., Iterable[Bench] | Bench]  # fn(device)
-    gpu: bool  # needs a CUDA device
+    gpu: bool | None  # needs a CUDA device; None: runs on either
 
 
 _BENCHMARKS: dict[str, Benchmark] = {}
@@ -91,7 +91,7 @@ _MARK = re.compile(r"^@benchmark\(\s*[\"']([\w./-]+)[\"']", re.M)
 def benchmark(
     key: str,  # "area.what"
     *,
-    gpu: bool = False,  # run only where there is a CUDA device
+    gpu: bool | None = False,  # True: run only where there is a CUDA device; None: on the CPU and on a GPU
 ) -> Callable[[Callable], Callable]:
     "Registers `fn(device) -> Bench | list[Bench]`, device being \"cpu\" or \"cuda\"."
     def register(fn: Callable) -> Callable:
@@ -121,7 +121,7 @@ def get_benchmark(key: str) -> Benchmark:
     if key not in benchmarks(): raise unknown("benchmark", key, benchmarks())
     if key not in _BENCHMARKS:
         module = importlib.import_module(benchmark_modules()[key])
-        if key not in _BENCHMARKS: _BENCHMARKS[key] = Benchmark(key, module.bench, True)
+        if key not in _BENCHMARKS: _BENCHMARKS[key] = Benchmark(key, module.bench, None)
     return _BENCHMARKS[key]
 
 # %% ../../nbs/core/93_bench.ipynb #c014
@@ -158,7 +158,7 @@ def run_benchmarks(
     about, keys = machine(device), list(keys) or benchmarks()
     path = path or result_file(about, device)
     for chosen in [get_benchmark(key) for key in keys]:
-        if chosen.gpu != (device == "cuda"): continue
+        if chosen.gpu is not None and chosen.gpu != (device == "cuda"): continue
         lines, error = [], None
         try:
             found = chosen.run(device)

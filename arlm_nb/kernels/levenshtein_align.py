@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Alignment', 'check_alignment', 'search_cpu', 'shift_of', 'width_cpu', 'search_cuda', 'width_cuda',
-           'levenshtein_align']
+           'levenshtein_align', 'tensor_align', 'bench']
 
 # %% ../../nbs/kernels/03_levenshtein_align.ipynb #c002
 from typing import NamedTuple
@@ -247,3 +247,33 @@ def levenshtein_align(
         raise ValueError("costs must be finite, got infinity or NaN")
     found = _align(stacked, k, gamma) if isinstance(costs, Tensor) else _align_cpu(stacked, k, gamma)
     return found if costs.ndim == 3 else Alignment(float(found.phi[0]), int(found.block[0]), int(found.offset[0]))
+
+# %% ../../nbs/kernels/03_levenshtein_align.ipynb #cb01
+def tensor_align(costs: Tensor, k: int, gamma: float) -> Tensor: # [T, m, n] -> phi [T]
+    "The same smallest distance as PyTorch operations."
+    T, m, n = costs.shape
+    wide = torch.cat([costs, costs[:, :, :k - 1]], 2)
+    cell = lambda i, j: wide[:, i:i + m - k + 1, j:j + n]
+    above = [torch.full_like(cell(0, 0), gamma * j) for j in range(k + 1)]
+    for i in range(k):
+        row = [torch.full_like(above[0], gamma * (i + 1))]
+        for j in range(k): row.append(torch.minimum(above[j] + cell(i, j), gamma + torch.minimum(above[j + 1], row[j])))
+        above = row
+    return above[k].flatten(1).amin(1)
+
+def bench(
+    device: str = "cuda", # or "cpu"
+    sizes: tuple = ((16, 80, 256, 24),), # (tables, tokens m, key length n, block k)
+    repeat: int = 5,
+) -> list[dict]: # lines of `core.bench`
+    "Edit alignment of tables of costs; an operation is counted three times for a cell."
+    from arlm_nb.kernels.timing import ceilings, line
+    top = ceilings(device)
+    def one(T, m, n, k):
+        make = lambda seed: (torch.randn(T, m, n, generator=torch.Generator().manual_seed(seed)).to(device),)
+        cells = T * (m - k + 1) * n * k * k
+        found = line(f"edit alignment, {T} x {m} x {n}, k {k}", lambda C: levenshtein_align(C, k, 0.5).phi, lambda C: tensor_align(C, k, 0.5), make,
+                     against="PyTorch operations", bytes=4.0 * T * m * n, operations=3.0 * cells, top=top,
+                     exact=lambda C: tensor_align(C.double(), k, 0.5), device=device, repeat=repeat)
+        return found | {"notes": f"{found['notes']}; {cells / found['seconds'] / 1e9:.2f} billion cells/s"}
+    return [one(*size) for size in sizes]
