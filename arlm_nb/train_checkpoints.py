@@ -272,7 +272,10 @@ def _lazily(module: str, function: str) -> Callable:
 recipes |= {name: _lazily(*where) for name, where in _elsewhere.items()}
 
 # %% ../nbs/train_checkpoints.ipynb #c017
-derived = {"docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens")}
+derived = {
+    "docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
+    "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter"),
+}
 
 def make(name: str) -> Path:
     "Train or fit one checkpoint by name -> its folder."

@@ -21,8 +21,9 @@ class ContrastiveView:
         s = g.steps[min(step, len(g.steps) - 1)]
         names = [("» " if i == s["rank"] else "") + repr(self.lm.tokenizer.token(t)) for i, (t, _) in enumerate(s["candidates"])]
         fig = figure(go.Heatmap(z=cosine_map(self.lm, self.prompt + g.ids), colorscale="Cividis", zmin=0, zmax=1, showscale=False),
-                     title=f"α = {alpha:g}, k = {k}: diversity {diversity(g.ids):.2f}; step {s['position']}", height=400, barmode="stack")
-        for name, values, color in (("(1 - α) p", [(1 - alpha) * p for _, p in s["candidates"]], palette[0]), ("-α penalty", [-alpha * q for q in s["penalty"]], palette[1])):
+                     title=f"α = {alpha:g}, k = {k}: diversity {diversity(g.ids):.2f}; step {s['position']}", height=400, barmode="relative")
+        parts = {"(1 - α) p": [(1 - alpha) * p for _, p in s["candidates"]], "-α penalty": [-alpha * q for q in s["penalty"]]}
+        for (name, values), color in zip(parts.items(), palette):
             fig.add_bar(x=values, y=names, orientation="h", name=name, marker_color=color, xaxis="x2", yaxis="y2")
         return fig.update_layout(
             xaxis=dict(domain=[0, 0.45], title="position [tokens]"),

@@ -31,7 +31,8 @@ class LatticeView:
         )
         fig, sets, below = figure(title=f"look-ahead {lookahead}: {g.text.strip()[:70]}", x_title="step", height=430), [], {}
         for x, s in enumerate(g.steps):
-            sets += [b["satisfied"] for b in s["beams"] if b["satisfied"] not in sets]
+            for b in s["beams"]:
+                if b["satisfied"] not in sets: sets.append(b["satisfied"])
             for y, b in enumerate(s["beams"]):
                 parent = below.get(tuple(b["ids"][:-1]))
                 if parent:

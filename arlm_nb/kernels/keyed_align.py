@@ -12,6 +12,7 @@ from arlm_nb.kernels.levenshtein_align import (
     Alignment,
     _distance,
     check_alignment,
+    levenshtein_align,
     search_cpu,
     search_cuda,
     shift_of,

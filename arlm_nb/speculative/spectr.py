@@ -60,7 +60,7 @@ def coverage_figure(
     acc = float(k_seq_acceptance(p, q, k, gamma))
     rest = (1 - acc) * k_seq_residual(p, q, k, gamma)
     fig = figure(
-        title=f"{k} drafts, γ = {gamma:.2f} (γ* = {best:.2f}): a draft is accepted with probability {acc:.3f}; one alone: {float(torch.minimum(p, q).sum()):.3f}",
+        title=f"{k} drafts, γ = {gamma:.2f} (γ* = {best:.2f}): accepted {acc:.3f}; one alone {float(torch.minimum(p, q).sum()):.3f}",
         y_title="probability",
         height=340,
         barmode="overlay",
