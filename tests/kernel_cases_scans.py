@@ -6,6 +6,9 @@ from arlm_nb.kernels.hmm_forward import hmm_backward, hmm_forward, hmm_log_prob
 from arlm_nb.kernels.linear_scan import linear_scan
 from arlm_nb.kernels.linear_scan_cuda import naive_cuda
 from arlm_nb.kernels.dispatch import on_cuda
+from arlm_nb.kernels.cast_format import cast_format, format_limits
+from arlm_nb.kernels.philox import philox4x32
+from arlm_nb.kernels.staircase_quantize import staircase_dequantize, staircase_quantize
 from arlm_nb.kernels.selective_scan import Inputs, literal_scan as literal_selective, selective_scan
 
 
@@ -179,4 +182,89 @@ def fm_cases(rng):
         if V < 1000: yield f"next {n} {V}", following, torch.from_numpy(counts), (0, 0)
 
 
-MORE_CASES = {"linear_scan": linear_scan_cases, "selective_scan": selective_scan_cases, "hmm_forward": hmm_cases, "fm_index_search": fm_cases}
+def literal_staircase(x, bits, group, by):
+    "Codes and values of each group, in float32 as the definition says."
+    codes, values = [], torch.empty_like(x, dtype=torch.float32)
+    for k, b in enumerate(bits):
+        part, axis = x[:, k * group:(k + 1) * group].float(), 1 if by == "channel" else 2
+        lo, hi = part.amin(axis, keepdim=True), part.amax(axis, keepdim=True)
+        s = (hi - lo) / (2**b - 1)
+        q = torch.where((s > 0) & s.isfinite(), ((part - lo) / torch.where(s > 0, s, 1)).round().clamp(0, 2**b - 1), 0)
+        values[:, k * group:(k + 1) * group] = lo + q * s
+        width = -(-x.shape[2] * b // 8)
+        packed = torch.zeros(*part.shape[:2], width, dtype=torch.int64)
+        for c in range(x.shape[2]): packed[..., c * b // 8] |= q[..., c].long() << (c * b % 8)
+        codes.append(packed.flatten(1))
+    return torch.cat(codes, 1), values.to(x.dtype)
+
+
+def staircase_cases(rng):
+    r = generator(rng)
+    for R, T, d, group in [(1, 1, 1, 32), (3, 33, 5, 8), (2, 64, 64, 32), (1, 50, 530, 7), (2, 9, 3, 1)]:
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for by in ("channel", "token"):
+                x = (5 * torch.randn(R, T, d, generator=r) + 2).to(dtype)
+                x[0, : T // 2, 0] = 3.0  # constant groups
+                if R > 2: x[1, 0, 1], x[2, 20, 2], x[2, 9, 3] = torch.nan, torch.inf, -torch.inf
+                bits = [(8, 4, 4, 2)[k % 4] for k in range(-(-T // group))]
+                codes, values = literal_staircase(x, bits, group, by)
+
+                def call(move, x=x, bits=bits, group=group, by=by):
+                    packed = staircase_quantize(move(x), bits, group, by)
+                    return flat(packed.codes, staircase_dequantize(packed).float().nan_to_num(nan=-77.0))
+
+                want = torch.cat([codes.double().flatten(), values.double().nan_to_num(nan=-77.0).flatten()])
+                yield f"{R} {T} {d} {group} {dtype} {by}", call, want, (1e-6 if dtype == torch.float32 else 1e-2, 1e-6)
+
+
+def literal_cast(x, e, m, rounding, saturate, subnormals, finite_only, noise):
+    "The cast in float64, from the definition."
+    most, least = format_limits(e, m, finite_only)
+    x = x.double()
+    size = x.abs()
+    exponent = torch.frexp(size)[1].double() - 1
+    exponent = exponent.clamp(min=float(2 - 2 ** (e - 1)) if subnormals else -126.0)
+    quantum = torch.ldexp(torch.ones_like(size), (exponent - m).int())
+    units = size / quantum
+    if rounding == "truncate": units = units.floor()
+    elif rounding == "nearest": units = units.round()
+    else:
+        dropped = (23 - m + (exponent - (torch.frexp(size)[1].double() - 1).clamp(min=-126.0))).clamp(max=31)  # bits of the mantissa that go
+        units = (units + (noise.double() % 2**dropped) / 2**dropped).floor()
+    y = units * quantum
+    y = torch.where(y > most, most if saturate else torch.nan if finite_only else torch.inf, y)
+    if not subnormals: y = torch.where(y < least, 0, y)
+    y = torch.where(x.isinf(), (most if saturate else torch.nan) if finite_only else torch.inf, y)
+    return torch.where(x.isnan(), x, y.copysign(x))
+
+
+def cast_cases(rng):
+    r = generator(rng)
+    for n in (1, 6, 1030):
+        x = torch.randn(n, generator=r) * 2.0 ** torch.randint(-30, 12, (n,), generator=r)
+        if n > 1000: x[:12] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 448.0, 464.0, 57344.0, 3e38, 1e-40, 2.0**-149, 2.0**-126])
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for e, m, finite_only in [(8, 7, False), (8, 23, False), (4, 3, True), (5, 2, False), (2, 0, False), (3, 0, True)]:
+                for rounding in ("truncate", "nearest", "stochastic"):
+                    for saturate, subnormals in ((True, False), (False, True)):
+                        low, seed = x.to(dtype), 12345678901234567
+                        pair = torch.arange(n) // 2
+                        words = philox4x32((pair, pair * 0, pair * 0, pair * 0), (seed & 0xFFFFFFFF, seed >> 32))
+                        noise = torch.where(torch.arange(n) % 2 == 0, words[0], words[1])
+                        want = literal_cast(low.float(), e, m, rounding, saturate, subnormals, finite_only, noise).to(dtype).double()
+
+                        def call(move, low=low, options=(e, m, rounding, saturate, subnormals, finite_only, seed)):
+                            return cast_format(move(low), *options).float().cpu().double().nan_to_num(nan=-77.0, posinf=1e300, neginf=-1e300)
+
+                        label = f"{n} {dtype} {e} {m} {finite_only} {rounding} {saturate} {subnormals}"
+                        yield label, call, want.nan_to_num(nan=-77.0, posinf=1e300, neginf=-1e300), (0, 0)
+
+
+MORE_CASES = {
+    "linear_scan": linear_scan_cases,
+    "selective_scan": selective_scan_cases,
+    "hmm_forward": hmm_cases,
+    "fm_index_search": fm_cases,
+    "staircase_quantize": staircase_cases,
+    "cast_format": cast_cases,
+}
