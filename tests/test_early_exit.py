@@ -74,7 +74,7 @@ def test_thresholds_between_texts_and_other_confidence():
     (lambda lm: E.free(lm, [PROMPT, PROMPT], exit_layer=1, max_new_tokens=2), "one text at a time"),
     (lambda lm: E.free(lm, PROMPT, exit_layer=1, fill="copy", rollback=0.0, max_new_tokens=2), "rollback must be None"),
     (lambda lm: E.calm(lm, PROMPT, min_layer=3, max_new_tokens=2), "1..2, got 3"),
-    (lambda lm: E.shallow_deep_loss(1, "middle"), "last, unif, dyna"),
+    (lambda lm: E.shallow_deep_loss(1, "middle"), "known: dyna, last, unif"),
     (lambda lm: E.BetaMixture().threshold(0.0), "zeta"),
 ])
 def test_bad_input(call, message):
