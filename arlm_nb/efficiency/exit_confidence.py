@@ -118,5 +118,5 @@ class AdaptiveThreshold:
         "New pairs; fit again."
         self.conf, self.agree = self.conf + list(conf), self.agree + list(agree)
         if len(self.history) >= self.updates: return
-        self.mixture.fit(torch.tensor(self.conf), torch.tensor(self.agree))
+        if min(sum(self.agree), len(self.agree) - sum(self.agree)) >= 2: self.mixture.fit(torch.tensor(self.conf), torch.tensor(self.agree))
         if self.mixture.fitted: self.history.append(self.mixture.threshold(self.zeta, self.grid))
