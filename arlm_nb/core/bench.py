@@ -81,7 +81,7 @@ class Benchmark:
     "A registered benchmark."
     key: str
     run: Callable[..., Iterable[Bench] | Bench]  # fn(device)
-    gpu: bool  # needs a CUDA device
+    gpu: bool | None  # needs a CUDA device; None: it runs on either
 
 
 _BENCHMARKS: dict[str, Benchmark] = {}
@@ -121,7 +121,7 @@ def get_benchmark(key: str) -> Benchmark:
     if key not in benchmarks(): raise unknown("benchmark", key, benchmarks())
     if key not in _BENCHMARKS:
         module = importlib.import_module(benchmark_modules()[key])
-        if key not in _BENCHMARKS: _BENCHMARKS[key] = Benchmark(key, module.bench, True)
+        if key not in _BENCHMARKS: _BENCHMARKS[key] = Benchmark(key, module.bench, None)
     return _BENCHMARKS[key]
 
 # %% ../../nbs/core/93_bench.ipynb #c014
@@ -158,7 +158,7 @@ def run_benchmarks(
     about, keys = machine(device), list(keys) or benchmarks()
     path = path or result_file(about, device)
     for chosen in [get_benchmark(key) for key in keys]:
-        if chosen.gpu != (device == "cuda"): continue
+        if chosen.gpu not in (None, device == "cuda"): continue
         lines, error = [], None
         try:
             found = chosen.run(device)
