@@ -143,11 +143,20 @@ def spin_cases(rng):
     for n, rounds in [(1, 0), (1, 1), (257, 5), (40, 16)]:
         i, blocks = np.arange(n, dtype=np.uint64), [np.zeros(n, np.uint64)]
         for r in range(rounds): blocks += [np.broadcast_to(np.uint64(w), n) for w in philox4x32((i, 0, r, 0), (7, 0))]
-        yield f"philox {n} {rounds}", lambda move, n=n, rounds=rounds: spin("philox", n, rounds, move(torch.empty(0)).device).long() & 0xFFFFFFFF, (
-            torch.from_numpy(np.bitwise_xor.reduce(blocks).astype(np.int64))), (0, 0)
+        yield (
+            f"philox {n} {rounds}",
+            lambda move, n=n, rounds=rounds: spin("philox", n, rounds, move(torch.empty(0)).device).long() & 0xFFFFFFFF,
+            (torch.from_numpy(np.bitwise_xor.reduce(blocks).astype(np.int64))),
+            (0, 0),
+        )
         x = (torch.arange(8).double() + torch.arange(n)[:, None] % 8) / 8
         for _ in range(0, rounds, 8): x = torch.exp(-x)
-        yield f"exp {n} {rounds}", lambda move, n=n, rounds=rounds: spin("exp", n, rounds, move(torch.empty(0)).device), x.sum(-1), (1e-5, 1e-5)
+        yield (
+            f"exp {n} {rounds}",
+            lambda move, n=n, rounds=rounds: spin("exp", n, rounds, move(torch.empty(0)).device),
+            x.sum(-1),
+            (1e-5, 1e-5),
+        )
 
 
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
@@ -169,7 +178,10 @@ def confidence_cases(rng):
             for tau in (0.0, 0.05, 1.0):
                 seed = int(rng.integers(2**63)) * 2 + 1
                 def call(move, logits=logits, x=x, mask_id=mask_id, tau=tau, seed=seed):
-                    return torch.stack([y.double() for y in masked_confidence(move(logits), move(x), mask_id, tau, seed)], -1).nan_to_num(nan=-7)
+                    return torch.stack([y.double() for y in masked_confidence(move(logits), move(x), mask_id, tau, seed)], -1).nan_to_num(
+                        nan=-7
+                    )
+
                 want = confidence_reference(logits, x, mask_id, tau, seed).nan_to_num(nan=-7)
                 yield f"{R} {V} {mask_id} {dtype} {tau}", call, want, (2e-5, 2e-6)
 
@@ -219,7 +231,9 @@ def sample_cases(rng):
                 for rank, held in ((None, True), (pi, True), (pi[0], False)):
                     def call(move, logits=logits, keys=keys, entry=entry, rank=rank, tau=tau, held=held):
                         return in_shared_or_not(
-                            _sample, held, lambda: keyed_sample(move(logits), move(keys), move(entry), None if rank is None else move(rank), tau)
+                            _sample,
+                            held,
+                            lambda: keyed_sample(move(logits), move(keys), move(entry), None if rank is None else move(rank), tau),
                         )
                     words, scheme = [int(k) % 2**64 for k in keys], "exp" if rank is None else "its"
                     yield f"{R} {V} {dtype} {tau} {scheme} {held}", call, sample_reference(logits, words, entry, scheme, rank, tau), (0, 0)
@@ -273,7 +287,10 @@ def k_seq_cases(rng):
                     else:
                         one = k_seq_select(a[:, 0, 0], b[:, 0, 0], drafts[:, :, 0], u[:, 0], pick, logits)
                         return torch.stack([(one.index >= 0).double(), one.index.double(), one.gamma, one.token.double()], -1)
-                    return torch.cat([found.accepted[:, None].double(), found.draft[:, None].double(), found.gamma, found.token.double()], -1)
+                    return torch.cat(
+                        [found.accepted[:, None].double(), found.draft[:, None].double(), found.gamma, found.token.double()], -1
+                    )
+
                 yield f"{B} {K} {L} {V} {dtype} {shared}", call, want, (2e-4, 2e-4)
 
 

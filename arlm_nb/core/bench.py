@@ -81,7 +81,7 @@ class Benchmark:
     "A registered benchmark."
     key: str
     run: Callable[..., Iterable[Bench] | Bench]  # fn(device)
-    gpu: bool | None  # needs a CUDA device; None: runs on either
+    gpu: bool | None  # needs a CUDA device; None: it runs on either
 
 
 _BENCHMARKS: dict[str, Benchmark] = {}
@@ -158,7 +158,7 @@ def run_benchmarks(
     about, keys = machine(device), list(keys) or benchmarks()
     path = path or result_file(about, device)
     for chosen in [get_benchmark(key) for key in keys]:
-        if chosen.gpu is not None and chosen.gpu != (device == "cuda"): continue
+        if chosen.gpu not in (None, device == "cuda"): continue
         lines, error = [], None
         try:
             found = chosen.run(device)

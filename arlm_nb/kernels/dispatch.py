@@ -172,5 +172,5 @@ def _launch_cupy(kernel, entry, grid, block, args, shared, device):
     import cupy
     with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index):
         function = kernel.module(device).get_function(entry)
-        if shared > 48 * 1024: function.max_dynamic_shared_size_bytes = shared
+        if shared > 16 * 1024: function.max_dynamic_shared_size_bytes = shared # 48 kB go without asking, the static arrays included
         function(grid, block, tuple(_as_cupy(a, cupy) for a in args), shared_mem=shared)

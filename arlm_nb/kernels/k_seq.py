@@ -8,428 +8,63 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from .dispatch import Kernel, device_of, jit, prange
+from .dispatch import Kernel, device_of
+from .k_seq_cuda import _SOURCE
+from .k_seq_rule import _chain, _select_reference
 from .roofline import line
-from .rows import NAMES, ROWS_CUDA, SUMS_CUDA, TYPES, as_rows
+from .rows import NAMES, TYPES, as_rows
 
 # %% ../../nbs/kernels/12_k_seq.ipynb #c004
-def _gamma_reference(p, q, k): # [V] float64 -> gamma*
-    low, high = 1.0, float(k)
-    for _ in range(80):
-        middle = (low + high) / 2
-        beta = float(torch.minimum(p, q / middle).sum())
-        low, high = (low, middle) if 1 - (1 - beta) ** k <= middle * beta else (middle, high)
-    return high
-
-def _select_reference(p, q, drafts, u, pick): # one position -> token, index of the accepted draft or -1, gamma, distance of pick from the token's interval
-    k, gamma = len(drafts), _gamma_reference(p, q, len(drafts))
-    for i, x in enumerate(drafts):
-        if u[i] * gamma * p[x] < q[x]: return int(x), i, gamma
-    beta = float(torch.minimum(p, q / gamma).sum())
-    left = (q - torch.minimum(p, q / gamma) * ((1 - (1 - beta) ** k) / max(beta, 1e-300))).clamp(min=0)
-    left = left if left.sum() > 0 else q
-    return int(torch.searchsorted(left.cumsum(0), pick * left.sum()).clamp(max=len(q) - 1)), -1, gamma
-
-# %% ../../nbs/kernels/12_k_seq.ipynb #c006
-_BINS = 1024
-
-@jit()
-def _excess(gamma, beta, k): # >= 0: gamma is valid
-    return gamma * beta - (1 - (1 - min(beta, 1.0)) ** k) + 1e-12
-
-@jit()
-def _bin(a, b, k): # of the first reading: -1 below, 1024 above
-    if b <= a: return -1
-    if b > np.float32(k) * a: return _BINS
-    return min(_BINS - 1, int((b / a - np.float32(1)) * np.float32(_BINS / (k - 1))))
-
-@jit()
-def _first_valid(sums, low, width, above, below, k): # bin that holds gamma*, A above it, B below it
-    A, B = above + sums[:, 0].sum(), below
-    for i in range(_BINS):
-        A -= sums[i, 0]
-        edge = low + (i + 1) * width
-        if i == _BINS - 1 or _excess(edge, A + (B + sums[i, 1]) / edge, k) >= 0: return i, A, B
-        B += sums[i, 1]
-    return _BINS - 1, A, B
-
-@jit()
-def _root(low, high, A, B, k): # of gamma (A + B / gamma) = 1 - (1 - beta)^k, from the valid side
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if _excess(middle, A + B / middle, k) >= 0: high = middle
-        else: low = middle
-    return high
-
-# %% ../../nbs/kernels/12_k_seq.ipynb #c007
-@jit()
-def _gamma(p, q, k, sums): # -> gamma*, beta(gamma*)
-    above, below, low, width = 0.0, 0.0, 1.0, (k - 1) / _BINS
-    sums[:] = 0
-    for x in range(p.size):
-        i = _bin(p[x], q[x], k)
-        if i < 0: below += q[x]
-        elif i == _BINS: above += p[x]
-        else:
-            sums[i, 0] += p[x]
-            sums[i, 1] += q[x]
-    if k == 1: return 1.0, above + below
-    first, above, below = _first_valid(sums, low, width, above, below, k)
-    low += first * width
-    if sums[first, 1] > 0:
-        sums[:] = 0
-        for x in range(p.size):
-            if _bin(p[x], q[x], k) != first: continue
-            i = max(0, min(_BINS - 1, int((q[x] / p[x] - np.float32(low)) * np.float32(_BINS / width))))
-            sums[i, 0] += p[x]
-            sums[i, 1] += q[x]
-        width /= _BINS
-        first, above, below = _first_valid(sums, low, width, above, below, k)
-        low += first * width
-        if sums[first, 1] > 0: return low + width, above + (below + sums[first, 1]) / (low + width)
-    gamma = _root(low, low + width, above, below, k)
-    return gamma, above + below / gamma
-
-# %% ../../nbs/kernels/12_k_seq.ipynb #c008
-@jit()
-def _left(a, b, gamma, share): # weight of a token after all drafts were rejected
-    return max(np.float64(b) - min(np.float64(a), np.float64(b) / gamma) * share, 0.0)
-
-@jit()
-def _residual(p, q, gamma, share, pick):
-    total, before = 0.0, 0.0
-    for x in range(q.size): total += _left(p[x], q[x], gamma, share)
-    if not total > 0: gamma, share, total = 1.0, 0.0, 1.0 # p = q: nothing is left, and nothing is ever rejected
-    last = 0
-    for x in range(q.size):
-        w = _left(p[x], q[x], gamma, share)
-        if w > 0: last = x
-        before += w
-        if before >= pick * total and w > 0: break
-    return last
-
-@jit()
-def _law(z, logits, out): # a row as probabilities; False if it is none
-    total = 0.0
-    if logits:
-        top = np.float32(-1e30)
-        for x in z: top = max(top, x)
-        for x in range(z.size): out[x] = np.exp(z[x] - top)
-        for x in out: total += x
-        scale = np.float32(1 / total) if total > 0 and top > -1e30 else np.float32(np.nan)
-        total = 0.0
-        for x in range(z.size):
-            out[x] *= scale
-            total += out[x]
-    else:
-        for x in range(z.size):
-            out[x] = z[x]
-            total += z[x]
-            if z[x] < 0: return False
-    return abs(total - 1) < 1e-4
-
-# %% ../../nbs/kernels/12_k_seq.ipynb #c010
-@jit(parallel=True)
-def _chain(p, q, logits, drafts, u, pick, token, accepted, draft, gammas): # p [B, K or 1, L, V], q [B, K or 1, L or L + 1, V]
-    B, L, K, V = drafts.shape[0], drafts.shape[2], drafts.shape[1], p.shape[3]
-    for b in prange(B):
-        P, Q, sums, alive, n, going = np.empty(V, np.float32), np.empty(V, np.float32), np.empty((_BINS, 2)), np.ones(K, np.bool_), 0, True
-        draft[b] = -1
-        for j in range(q.shape[2]):
-            if not going: break
-            s = _first_alive(alive)
-            sp, sq = min(s, p.shape[1] - 1), min(s, q.shape[1] - 1)
-            law = _law(q[b, sq, j], logits, Q)
-            if j < L: law &= _law(p[b, sp, j], logits, P)
-            if not law:
-                accepted[b], token[b, :], going = -1, -1, False
-                continue
-            if j == L: # every draft of the chain was accepted: one more from q
-                token[b, j] = _residual(Q, Q, 1.0, 0.0, pick[b])
-                continue
-            k = alive.sum()
-            gamma, beta = _gamma(P, Q, k, sums)
-            y, gammas[b, j] = _accept(P, Q, drafts[b, :, j], alive, u[b, j], gamma), gamma
-            if y >= 0:
-                token[b, j], accepted[b], draft[b] = drafts[b, y, j], j + 1, y
-                for i in range(K): alive[i] = alive[i] and drafts[b, i, j] == drafts[b, y, j]
-            else:
-                share, going = (1 - (1 - min(beta, 1.0)) ** k) / max(beta, 1e-300), False
-                token[b, j] = _residual(P, Q, gamma, share, pick[b])
-
-@jit()
-def _first_alive(alive):
-    for i in range(alive.size):
-        if alive[i]: return i
-    return 0
-
-@jit()
-def _accept(P, Q, x, alive, u, gamma): # which draft, or -1
-    for i in range(x.size):
-        if alive[i] and u[i] * gamma * np.float64(P[x[i]]) < np.float64(Q[x[i]]): return i
-    return -1
-
-# %% ../../nbs/kernels/12_k_seq.ipynb #c011
 def _chain_cpu(p, q, logits, drafts, u, pick):
     (B, K, L), Lq = drafts.shape, q.shape[2]
     token, accepted, draft = torch.full((B, Lq), -1), torch.zeros(B, dtype=torch.int64), torch.empty(B, dtype=torch.int64)
     gammas = torch.zeros(B, L, dtype=torch.float64)
-    _chain(p.float().numpy(), q.float().numpy(), logits, drafts.numpy(), u.numpy(), pick.numpy(), token.numpy(), accepted.numpy(), draft.numpy(), gammas.numpy())
+    _chain(
+        p.float().numpy(),
+        q.float().numpy(),
+        logits,
+        drafts.numpy(),
+        u.numpy(),
+        pick.numpy(),
+        token.numpy(),
+        accepted.numpy(),
+        draft.numpy(),
+        gammas.numpy(),
+    )
     return token, accepted, draft, gammas
 
-# %% ../../nbs/kernels/12_k_seq.ipynb #c013
-_SOURCE = ROWS_CUDA + SUMS_CUDA + r"""
-#define RATIOS 1024
-#define ONE 1152921504606846976.0  // 2^60
-template <class Z, bool LOGITS> struct Law { const Z* z; float shift; };  // value: exp(z - shift), or z itself
-template <class Z, bool LOGITS> __device__ inline float value(Law<Z, LOGITS> law, Z z) { return LOGITS ? expf(floored(widen(z)) - law.shift) : widen(z); }
-template <class Z, bool LOGITS> __device__ inline Law<Z, LOGITS> law_of(const Z* z, int V, Sum* sums) {
-  Law<Z, LOGITS> law = {z, 0.0f};
-  if (!LOGITS) return law;
-  Sum mine = {LEAST, 0.0f};
-  sweep(z, V, threadIdx.x, blockDim.x, false, [&](int v, float* x) {
-    for (int i = 0; i < Group<Z>::N; ++i) add(mine, floored(x[i]));
-  });
-  mine = block_join(mine, sums);
-  law.shift = mine.top > LEAST ? mine.top + logf(mine.total) : INF - INF;
-  return law;
-}
-// f(v, p, q) for the groups first, first + step, ... below last
-template <class Z, bool LOGITS, class F> __device__ inline void both(Law<Z, LOGITS> p, Law<Z, LOGITS> q, int V, int first, int step, int last, F f) {
-  const int N = Group<Z>::N;
-  bool whole_p = (u64(p.z) & 15) == 0, whole_q = (u64(q.z) & 15) == 0;
-  for (int g = first; g < last; g += step) {
-    Group<Z> a = fetch(p.z, g * N, V, whole_p, !LOGITS), b = fetch(q.z, g * N, V, whole_q, !LOGITS);
-#pragma unroll
-    for (int i = 0; i < N; ++i) f(g * N + i, value(p, a.x[i]), value(q, b.x[i]));
-    if (g >= last - step) break;
-  }
-}
-__device__ inline u64 fixed(float x) { return u64(x * float(ONE)); }
-__device__ inline double real(u64 x) { return double(x) / ONE; }
-__device__ inline double accepts(double beta, int k) { double miss = 1.0 - (beta < 1.0 ? beta : 1.0), none = 1.0; for (int i = 0; i < k; ++i) none *= miss; return 1.0 - none; }
-__device__ inline bool valid(double gamma, double beta, int k) { return gamma * beta - accepts(beta, k) + 1e-12 >= 0.0; }
-__device__ inline int ratio_bin(float a, float b, int k, float scale) {
-  if (b <= a) return -1;
-  if (b > float(k) * a) return RATIOS;
-  int i = int((b / a - 1.0f) * scale);
-  return i < RATIOS - 1 ? i : RATIOS - 1;
-}
-struct Edge { int bin; u64 above, below; };  // sum of p above the bin, of q below it
-__device__ inline Edge first_valid(const u64* ps, const u64* qs, u64* scratch, Edge* edge, double low, double width, u64 above, u64 below, int k) {
-  int each = RATIOS / blockDim.x, first = threadIdx.x * each;
-  u64 p = 0, q = 0, all_p, all_q;
-  for (int i = first; i < first + each; ++i) { p += ps[i]; q += qs[i]; }
-  p = block_before(p, scratch, all_p);
-  q = block_before(q, scratch, all_q);
-  __shared__ int found;
-  if (threadIdx.x == 0) found = RATIOS - 1;
-  __syncthreads();
-  u64 before_p = p, before_q = q;
-  for (int i = first; i < first + each; ++i) {
-    p += ps[i]; q += qs[i];
-    double gamma = low + (i + 1) * width;
-    if (valid(gamma, real(above + all_p - p) + real(below + q) / gamma, k)) { atomicMin(&found, i); break; }
-  }
-  __syncthreads();
-  if (found / each == threadIdx.x) {
-    p = before_p; q = before_q;
-    for (int i = first; i < found; ++i) { p += ps[i]; q += qs[i]; }
-    edge->bin = found; edge->above = above + all_p - p - ps[found]; edge->below = below + q;
-  }
-  __syncthreads();
-  return *edge;
-}
-struct Best { double gamma, beta; bool law; };
-template <class Z, bool LOGITS> __device__ inline Best best_gamma(Law<Z, LOGITS> p, Law<Z, LOGITS> q, int V, int k, u64* ps, u64* qs, u64* scratch, Edge* edge) {
-  const int groups = (V + Group<Z>::N - 1) / Group<Z>::N;
-  double low = 1.0, width = double(k - 1) / RATIOS;
-  float scale = k > 1 ? float(RATIOS / double(k - 1)) : 0.0f;
-  for (int i = threadIdx.x; i < RATIOS; i += blockDim.x) { ps[i] = 0; qs[i] = 0; }
-  __syncthreads();
-  u64 above = 0, below = 0, rest_p = 0, rest_q = 0;
-  int broken = 0;
-  both(p, q, V, threadIdx.x, blockDim.x, groups, [&](int v, float a, float b) {
-    if (!(a >= 0.0f && a <= 1.01f && b >= 0.0f && b <= 1.01f)) { broken = 1; return; }
-    int i = ratio_bin(a, b, k, scale);
-    if (i < 0) { below += fixed(b); rest_p += fixed(a); }
-    else if (i == RATIOS) { above += fixed(a); rest_q += fixed(b); }
-    else { atomicAdd(ps + i, fixed(a)); atomicAdd(qs + i, fixed(b)); }
-  });
-  broken = __syncthreads_or(broken);
-  above = block_sum(above, scratch); below = block_sum(below, scratch); rest_p = block_sum(rest_p, scratch); rest_q = block_sum(rest_q, scratch);
-  u64 in_p = 0, in_q = 0;
-  for (int i = threadIdx.x; i < RATIOS; i += blockDim.x) { in_p += ps[i]; in_q += qs[i]; }
-  in_p = block_sum(in_p, scratch); in_q = block_sum(in_q, scratch);
-  Best best = {1.0, real(above) + real(below), !broken && fabs(real(above + rest_p + in_p) - 1.0) < 1e-4 && fabs(real(below + rest_q + in_q) - 1.0) < 1e-4};
-  if (k == 1 || !best.law) return best;
-  Edge e = first_valid(ps, qs, scratch, edge, low, width, above, below, k);
-  low += e.bin * width;
-  bool inside = qs[e.bin] > 0;
-  if (inside) {
-    int first = e.bin;
-    float start = float(low), fine = float(RATIOS / width);
-    __syncthreads();
-    for (int i = threadIdx.x; i < RATIOS; i += blockDim.x) { ps[i] = 0; qs[i] = 0; }
-    __syncthreads();
-    both(p, q, V, threadIdx.x, blockDim.x, groups, [&](int v, float a, float b) {
-      if (ratio_bin(a, b, k, scale) != first) return;
-      int i = int((b / a - start) * fine);
-      i = i < 0 ? 0 : i < RATIOS - 1 ? i : RATIOS - 1;
-      atomicAdd(ps + i, fixed(a)); atomicAdd(qs + i, fixed(b));
-    });
-    __syncthreads();
-    width /= RATIOS;
-    e = first_valid(ps, qs, scratch, edge, low, width, e.above, e.below, k);
-    low += e.bin * width;
-    inside = qs[e.bin] > 0;
-  }
-  double high = low + width, A = real(e.above), B = real(e.below + (inside ? qs[e.bin] : 0));
-  for (int i = 0; i < 60 && !inside; ++i) {
-    double middle = 0.5 * (low + high);
-    if (valid(middle, A + B / middle, k)) high = middle; else low = middle;
-  }
-  best.gamma = high; best.beta = A + B / high;
-  __syncthreads();
-  return best;
-}
-__device__ inline u64 left(float a, float b, double gamma, double share) {
-  double w = double(b) - fmin(double(a), double(b) / gamma) * share;
-  return w > 0.0 ? u64(w * ONE) : 0;
-}
-// the token at which the residual's mass reaches pick; every thread gets it
-template <class Z, bool LOGITS> __device__ inline int residual(Law<Z, LOGITS> p, Law<Z, LOGITS> q, int V, double gamma, double share, double pick, u64* stretch, int* out) {
-  const int N = Group<Z>::N, warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int groups = (V + N - 1) / N, each = (groups + warps - 1) / warps, first = warp * each, last = first + each < groups ? first + each : groups;
-  u64 total = 0;
-  for (int again = 0; again < 2 && !total; ++again) {
-    if (again) { gamma = 1.0; share = 0.0; }  // p = q: nothing is left, and nothing is ever rejected
-    u64 mine = 0;
-    if (first < last) both(p, q, V, first + lane, 32, last, [&](int v, float a, float b) { mine += left(a, b, gamma, share); });
-    for (int step = 16; step; step >>= 1) mine += __shfl_xor_sync(0xffffffffu, mine, step);
-    __syncthreads();
-    if (lane == 0) stretch[warp] = mine;
-    __syncthreads();
-    for (int w = 0; w < warps; ++w) total += stretch[w];
-  }
-  double target = pick * double(total);
-  u64 before = 0;
-  int owner = 0;
-  while (owner < warps - 1 && (double(before + stretch[owner]) < target || !stretch[owner])) before += stretch[owner++];
-  while (owner > 0 && !stretch[owner]) before -= stretch[--owner];  // rounding at the end: the last stretch that holds anything
-  if (threadIdx.x == 0) *out = 0;
-  __syncthreads();
-  if (warp == owner) {
-    int at = -1;
-    for (int g = first; g < last && at < 0; g += 32) {
-      u64 mine = 0;
-      if (g + lane < last) both(p, q, V, g + lane, 1, g + lane + 1, [&](int v, float a, float b) { mine += left(a, b, gamma, share); });
-      u64 upto = mine;
-      for (int step = 1; step < 32; step <<= 1) { u64 other = __shfl_up_sync(0xffffffffu, upto, step); if (lane >= step) upto += other; }
-      bool here = mine && double(before + upto) >= target;
-      u32 who = __ballot_sync(0xffffffffu, here);
-      if (who) {
-        at = __ffs(who) - 1;
-        if (lane == at) {
-          u64 sum = before + upto - mine;
-          int token = -1;
-          both(p, q, V, g + lane, 1, g + lane + 1, [&](int v, float a, float b) {
-            u64 w = left(a, b, gamma, share);
-            sum += w;
-            if (token < 0 && w && double(sum) >= target) token = v;
-          });
-          *out = token;
-        }
-      } else {  // remember the last token that holds anything
-        who = __ballot_sync(0xffffffffu, mine > 0);
-        if (who && lane == 31 - __clz(int(who))) both(p, q, V, g + lane, 1, g + lane + 1, [&](int v, float a, float b) { if (left(a, b, gamma, share)) *out = v; });
-        __syncwarp();
-        before += __shfl_sync(0xffffffffu, upto, 31);
-      }
-    }
-  }
-  __syncthreads();
-  return *out;
-}
-template <class Z, bool LOGITS> __device__ inline void chain(const Z* p, const Z* q, const i64* drafts, const double* u, const double* pick, i64* token,
-                                                             i64* accepted, i64* draft, double* gammas, int K, int Kp, int Kq, int L, int Lq, int V) {
-  __shared__ u64 ps[RATIOS];
-  __shared__ u64 qs[RATIOS];
-  __shared__ u64 scratch_memory[32];
-  __shared__ Sum sums[32];
-  __shared__ Edge edge;
-  __shared__ int where;
-  u64* scratch = scratch_memory;
-  i64 b = blockIdx.x;
-  drafts += b * K * L; u += b * K * L; token += b * Lq; gammas += b * L;
-  u32 alive = K == 32 ? 0xffffffffu : (1u << K) - 1u;
-  int last = -1, n = 0;
-  bool going = true;
-  for (int j = 0; j < Lq && going; ++j) {
-    int s = __ffs(alive) - 1;
-    Law<Z, LOGITS> Q = law_of<Z, LOGITS>(q + ((b * Kq + (s < Kq ? s : Kq - 1)) * Lq + j) * V, V, sums), P = Q;
-    if (j < L) P = law_of<Z, LOGITS>(p + ((b * Kp + (s < Kp ? s : Kp - 1)) * L + j) * V, V, sums);
-    if (LOGITS && !(fabsf(P.shift) < INF && fabsf(Q.shift) < INF)) { n = -1; break; }
-    if (j == L) {
-      int y = residual(Q, Q, V, 1.0, 0.0, pick[b], scratch, &where);
-      if (threadIdx.x == 0) token[j] = y;
-      break;
-    }
-    int k = __popc(alive);
-    Best best = {1.0, 1.0, true};
-    if (k > 1) best = best_gamma(P, Q, V, k, ps, qs, scratch, &edge);
-    if (!best.law) { n = -1; break; }
-    int y = -1;
-    for (int i = 0; i < K && y < 0; ++i) {
-      if (!(alive >> i & 1)) continue;
-      i64 x = drafts[i64(i) * L + j];
-      float from = value(P, P.z[x]), to = value(Q, Q.z[x]);
-      if (!(from >= 0.0f && from <= 1.01f && to >= 0.0f && to <= 1.01f)) n = -1;
-      if (u[j * K + i] * best.gamma * double(from) < double(to)) y = i;
-    }
-    if (n < 0) break;
-    if (threadIdx.x == 0) gammas[j] = best.gamma;
-    if (y >= 0) {
-      i64 x = drafts[i64(y) * L + j];
-      for (int i = 0; i < K; ++i) if (drafts[i64(i) * L + j] != x) alive &= ~(1u << i);
-      last = y; n = j + 1;
-      if (threadIdx.x == 0) token[j] = x;
-    } else {
-      double share = k == 1 ? 1.0 : accepts(best.beta, k) / fmax(best.beta, 1e-300);
-      int x = residual(P, Q, V, best.gamma, share, pick[b], scratch, &where);
-      if (threadIdx.x == 0) token[j] = x;
-      going = false;
-    }
-    __syncthreads();
-  }
-  if (threadIdx.x) return;
-  accepted[b] = n; draft[b] = last;
-  if (n < 0) for (int j = 0; j < Lq; ++j) token[j] = -1;
-}
-#define ENTRY(Z, NAME, LOGITS) \
-extern "C" __global__ void __launch_bounds__(512, 1) NAME(const Z* p, const Z* q, const i64* drafts, const double* u, const double* pick, i64* token, i64* accepted, \
-  i64* draft, double* gammas, int K, int Kp, int Kq, int L, int Lq, int V) { \
-  chain<Z, LOGITS>(p, q, drafts, u, pick, token, accepted, draft, gammas, K, Kp, Kq, L, Lq, V); }
-ENTRY(float, chain_probabilities, false)
-""" + "".join(f"ENTRY({z}, chain_logits_{name}, true)\n" for z, name in TYPES)
-
-# %% ../../nbs/kernels/12_k_seq.ipynb #c014
+# %% ../../nbs/kernels/12_k_seq.ipynb #c005
 def _chain_cuda(p, q, logits, drafts, u, pick):
     (B, K, L), Lq, V, device = drafts.shape, q.shape[2], p.shape[3], p.device
     token = torch.full((B, Lq), -1, device=device)
     accepted, draft = (torch.empty(B, dtype=torch.int64, device=device) for _ in range(2))
     gammas = torch.zeros(B, L, dtype=torch.float64, device=device)
-    _k_seq.launch("chain_logits_" + NAMES[p.dtype] if logits else "chain_probabilities", (B,), (512 if V > 1024 else 64,), p, q, drafts, u, pick, token,
-                  accepted, draft, gammas, *map(np.int32, (K, p.shape[1], q.shape[1], L, Lq, V)))
+    _k_seq.launch(
+        "chain_logits_" + NAMES[p.dtype] if logits else "chain_probabilities",
+        (B,),
+        (512 if V > 1024 else 64,),
+        p,
+        q,
+        drafts,
+        u,
+        pick,
+        token,
+        accepted,
+        draft,
+        gammas,
+        *map(np.int32, (K, p.shape[1], q.shape[1], L, Lq, V)),
+    )
     return token, accepted, draft, gammas
 
-_k_seq = Kernel("k_seq_select", _SOURCE, ("chain_probabilities", *(f"chain_logits_{n}" for _, n in TYPES)), cpu=_chain_cpu, cuda=_chain_cuda)
+_k_seq = Kernel(
+    "k_seq_select", _SOURCE, ("chain_probabilities", *(f"chain_logits_{n}" for _, n in TYPES)), cpu=_chain_cpu, cuda=_chain_cuda
+)
 
-# %% ../../nbs/kernels/12_k_seq.ipynb #c016
+# %% ../../nbs/kernels/12_k_seq.ipynb #c007
 class Chain(NamedTuple):
     "What one pass of the target has decided."
-    token: Tensor # int64 [B, L + 1]: the accepted tokens, then one more; -1 behind it
-    accepted: Tensor # int64 [B]: how many drafts were accepted, 0..L; -1: p or q is no distribution (on a GPU, where a single draft's row is not summed; the CPU path raises)
+    token: Tensor  # int64 [B, L + 1]: the accepted tokens, then one more; -1 behind it
+    accepted: Tensor  # int64 [B]: how many drafts were accepted, 0..L; -1: p or q is no distribution (on a GPU, where a single draft's row is not summed; the CPU path raises)
     draft: Tensor # int64 [B]: the draft sequence that was followed last, -1 if none
     gamma: Tensor # float64 [B, L], 0 where the walk did not come
 
@@ -439,21 +74,44 @@ def _checked(p, q, drafts, u, pick, logits, name):
     (B, K, L), V = drafts.shape, p.shape[-1]
     device_of(p, q, drafts, u, pick)
     if not 1 <= K <= 32: raise ValueError(f"{name}: k must be between 1 and 32 drafts, got {K}")
-    if q.shape[-1] != V or q.dtype != p.dtype: raise ValueError(f"{name}: p and q must agree, got {p.dtype} {list(p.shape)} and {q.dtype} {list(q.shape)}")
-    if tuple(u.shape) != (B, L, K) or tuple(pick.shape) != (B,): raise ValueError(f"{name}: uniforms must be {[B, L, K]} and {[B]}, got {list(u.shape)} and {list(pick.shape)}")
+    if q.shape[-1] != V or q.dtype != p.dtype:
+        raise ValueError(f"{name}: p and q must agree, got {p.dtype} {list(p.shape)} and {q.dtype} {list(q.shape)}")
+    if tuple(u.shape) != (B, L, K) or tuple(pick.shape) != (B,):
+        raise ValueError(f"{name}: uniforms must be {[B, L, K]} and {[B]}, got {list(u.shape)} and {list(pick.shape)}")
     if drafts.device.type == "cpu" and drafts.numel() and not 0 <= int(drafts.min()) <= int(drafts.max()) < V:
         raise ValueError(f"{name}: drafts must be token ids in [0, {V}), got {int(drafts.min())} to {int(drafts.max())}")
-    return (p.detach().contiguous(), q.detach().contiguous(), bool(logits), drafts.to(torch.int64).contiguous(), u.double().contiguous(), pick.double().contiguous())
+    return (
+        p.detach().contiguous(),
+        q.detach().contiguous(),
+        bool(logits),
+        drafts.to(torch.int64).contiguous(),
+        u.double().contiguous(),
+        pick.double().contiguous(),
+    )
+
 
 def _run(arguments, name) -> Chain:
     p, drafts = arguments[0], arguments[3]
-    if not len(drafts): return Chain(*(torch.empty(s, dtype=t) for s, t in (((0, arguments[1].shape[2]), torch.int64), (0, torch.int64), (0, torch.int64), ((0, drafts.shape[2]), torch.float64))))
+    if not len(drafts):
+        return Chain(
+            *(
+                torch.empty(s, dtype=t)
+                for s, t in (
+                    ((0, arguments[1].shape[2]), torch.int64),
+                    (0, torch.int64),
+                    (0, torch.int64),
+                    ((0, drafts.shape[2]), torch.float64),
+                )
+            )
+        )
     found = Chain(*_k_seq(*arguments))
     if p.device.type == "cpu" and (found.accepted < 0).any():
-        raise ValueError(f"{name}: p and q must be distributions (not negative, sums within 1e-4 of 1), row {int((found.accepted < 0).nonzero()[0])} is not")
+        raise ValueError(
+            f"{name}: p and q must be distributions (not negative, sums within 1e-4 of 1), row {int((found.accepted < 0).nonzero()[0])} is not"
+        )
     return found
 
-# %% ../../nbs/kernels/12_k_seq.ipynb #c017
+# %% ../../nbs/kernels/12_k_seq.ipynb #c008
 def chain_verify(
     p: Tensor, # draft model's laws after each prefix of each draft [B, K, L, V]; [B, 1, L, V] if all drafts share them
     q: Tensor, # target's laws [B, K, L + 1, V]; float32 probabilities
@@ -463,7 +121,8 @@ def chain_verify(
     logits: bool = False, # p and q are logits: float32, bfloat16 or float16
 ) -> Chain:
     "SpecTr's selection along K drafts of L tokens (paper, section 5), or, with K = 1, speculative sampling's."
-    if drafts.ndim != 3 or p.ndim != 4 or q.ndim != 4: raise ValueError(f"drafts must be [B, K, L], p and q [B, K, L, V], got {list(drafts.shape)}, {list(p.shape)}, {list(q.shape)}")
+    if drafts.ndim != 3 or p.ndim != 4 or q.ndim != 4:
+        raise ValueError(f"drafts must be [B, K, L], p and q [B, K, L, V], got {list(drafts.shape)}, {list(p.shape)}, {list(q.shape)}")
     B, K, L = drafts.shape
     if p.shape[:3] not in ((B, K, L), (B, 1, L)) or q.shape[:3] not in ((B, K, L + 1), (B, 1, L + 1)):
         raise ValueError(f"p must be [{B}, {K} or 1, {L}, V] and q [{B}, {K} or 1, {L + 1}, V], got {list(p.shape)} and {list(q.shape)}")
@@ -486,12 +145,17 @@ def k_seq_select(
     "K-SEQ with its best gamma (paper, Algorithm 3): a token distributed as q, one of the drafts as often as this rule can."
     lead, V, k = tuple(p.shape[:-1]), p.shape[-1], drafts.shape[-1]
     if q.shape != p.shape or tuple(drafts.shape[:-1]) != lead or u.shape != drafts.shape or tuple(pick.shape) != lead:
-        raise ValueError(f"p, q [..., V], drafts, u [..., k] and pick [...] must agree, got {[list(x.shape) for x in (p, q, drafts, u, pick)]}")
+        raise ValueError(
+            f"p, q [..., V], drafts, u [..., k] and pick [...] must agree, got {[list(x.shape) for x in (p, q, drafts, u, pick)]}"
+        )
     rows = lambda x, *shape: x.reshape(pick.numel(), *shape)
-    found = _run(_checked(rows(p, 1, 1, V), rows(q, 1, 1, V), rows(drafts, k, 1), rows(u, 1, k), pick.reshape(-1), logits, "k_seq_select"), "k_seq_select")
+    found = _run(
+        _checked(rows(p, 1, 1, V), rows(q, 1, 1, V), rows(drafts, k, 1), rows(u, 1, k), pick.reshape(-1), logits, "k_seq_select"),
+        "k_seq_select",
+    )
     return Selection(found.token.reshape(lead), found.draft.reshape(lead), found.gamma.reshape(lead))
 
-# %% ../../nbs/kernels/12_k_seq.ipynb #c026
+# %% ../../nbs/kernels/12_k_seq.ipynb #c017
 def plain_select(p, q, drafts, u, pick): # the obvious PyTorch code, batched; probabilities [R, V]
     k = drafts.shape[-1]
     low, high = torch.ones(len(p), 1, device=p.device), torch.full((len(p), 1), float(k), device=p.device)
@@ -512,8 +176,22 @@ def bench(device: str = "cpu", sizes=None) -> list[dict]: # lines of core.bench
     cuda, lines = device == "cuda", []
     for R, V in sizes or [(R, V) for R in ((16, 256) if cuda else (8,)) for V in (32_000, 128_256)]:
         p, q = (2 * torch.randn(2, R, V, device=device)).softmax(-1)
-        x, u, pick = torch.multinomial(p, 8, replacement=True), torch.rand(R, 8, device=device, dtype=torch.float64), torch.rand(R, device=device, dtype=torch.float64)
+        x, u, pick = (
+            torch.multinomial(p, 8, replacement=True),
+            torch.rand(R, 8, device=device, dtype=torch.float64),
+            torch.rand(R, device=device, dtype=torch.float64),
+        )
         error = float((plain_select(p, q, x, u, pick)[1] != k_seq_select(p, q, x, u, pick).index).double().mean())
-        lines.append(line(f"{R} rows, V {V}, k 8", lambda: k_seq_select(p, q, x, u, pick), lambda: plain_select(p, q, x, u, pick), device, target=2.0,
-                          error=error, repeat=15 if cuda else 5, bytes=8 * R * V))
+        lines.append(
+            line(
+                f"{R} rows, V {V}, k 8",
+                lambda: k_seq_select(p, q, x, u, pick),
+                lambda: plain_select(p, q, x, u, pick),
+                device,
+                target=2.0,
+                error=error,
+                repeat=15 if cuda else 5,
+                bytes=8 * R * V,
+            )
+        )
     return lines

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from .dispatch import Kernel, device_of, jit, prange
 from .keyed_align import ITS_LANE
+from .keyed_sample_cuda import _SOURCE
 from .masked_confidence import _any_candidate
-from .philox import PHILOX_CUDA, _mix, _unit64, check_key, philox_uniform, uniform_reference
+from .philox import _mix, _unit64, check_key, philox_uniform, uniform_reference
 from .roofline import line
-from .rows import NAMES, ROWS_CUDA, SELECT_CUDA, SUMS_CUDA, as_rows, shared_room, split_rows
+from .rows import NAMES, as_rows, shared_room, split_rows
 
 # %% ../../nbs/kernels/11_keyed_sample.ipynb #c004
 def _reference(logits, keys, entry, scheme, rank, temperature): # [R, V]; keys, entry [R] ints -> token ids [R], in float64
@@ -53,7 +54,8 @@ def _exp_row(z, k0, k1, hi, inverse, s, w):
         _hash(k0, k1, hi, start, w[:n])
         if token >= 0 and not _any_candidate(s[:n], w[:n], np.float32(inverse), np.float32(best)): continue
         for i in range(n):
-            if not s[i] > _LEAST or (token >= 0 and not _any_candidate(s[i:i + 1], w[i:i + 1], np.float32(inverse), np.float32(best))): continue
+            if not s[i] > _LEAST or (token >= 0 and not _any_candidate(s[i : i + 1], w[i : i + 1], np.float32(inverse), np.float32(best))):
+                continue
             w0, w1 = _mix(k0, k1, hi, np.uint64(start + i))
             score = np.float64(z[start + i]) * inverse - np.log(-np.log(_unit64(w0, w1)))
             if score > best: best, token = score, start + i
@@ -104,129 +106,6 @@ def _sample_cpu(logits, keys, entry, rank, temperature):
     return token
 
 # %% ../../nbs/kernels/11_keyed_sample.ipynb #c011
-_SOURCE = PHILOX_CUDA + ROWS_CUDA + SUMS_CUDA + SELECT_CUDA + r"""
-__device__ inline int ordered(float x) { int i = __float_as_int(x); return i ^ ((i >> 31) & 0x7fffffff); }
-__device__ inline bool hopeful(u32 w, float a, float s) {  // never false for a token that beats the score s
-  float slack = 1e-5f + 1e-6f * (fabsf(a) + fabsf(s));
-  return !(float(~w) * 2.3283064365386963e-10f > __expf(a - s + slack) + 1e-35f);
-}
-__device__ inline float raise(float x) { return expf(x); }
-__device__ inline double raise(double x) { return exp(x); }
-struct Best { double score; int token, broken; };
-__device__ inline Best better(Best a, Best b) {
-  bool right = b.token >= 0 && (a.token < 0 || b.score > a.score || (b.score == a.score && b.token < a.token));
-  Best c = {right ? b.score : a.score, right ? b.token : a.token, a.broken | b.broken};
-  return c;
-}
-__device__ inline Best warp_best(Best b) {
-  for (int step = 16; step; step >>= 1) {
-    Best o = {__shfl_xor_sync(0xffffffffu, b.score, step), __shfl_xor_sync(0xffffffffu, b.token, step), __shfl_xor_sync(0xffffffffu, b.broken, step)};
-    b = better(b, o);
-  }
-  return b;
-}
-template <class Z> __device__ inline void smallest(const Z* logits, const u64* keys, const u64* entry, double* parts, int V, double inverse) {
-  __shared__ int best;
-  __shared__ Best found[32];
-  const int N = Group<Z>::N;
-  i64 row = blockIdx.x;
-  u64 key = keys[row], hi = entry[row];
-  if (threadIdx.x == 0) best = ordered(-INF);
-  __syncthreads();
-  volatile int* shared_best = &best;
-  Best mine = {0.0, -1, 0};
-  sweep(logits + row * V, V, blockIdx.y * blockDim.x + threadIdx.x, blockDim.x * gridDim.y, false, [&](int v, typename Real<Z>::type* x) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      mine.broken |= !(x[i] <= 3e38f);
-      if (!(x[i] > LEAST)) continue;
-      int bits = *shared_best;
-      float least = __int_as_float(bits ^ ((bits >> 31) & 0x7fffffff)), a = float(double(x[i]) * inverse);
-      Words w = philox(key, hi, u64(v + i));
-      if (!hopeful(w.x, a, least)) continue;
-      double score = double(x[i]) * inverse - log(-log(uniform64(w)));
-      if (mine.token < 0 || score > mine.score) { mine.score = score; mine.token = v + i; }
-      atomicMax(&best, ordered(float(score)));
-    }
-  });
-  mine = warp_best(mine);
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = mine;
-  __syncthreads();
-  if (threadIdx.x) return;
-  for (int w = 1; w < blockDim.x / 32; ++w) mine = better(mine, found[w]);
-  double* part = parts + (row * gridDim.y + blockIdx.y) * 3;
-  part[0] = mine.score; part[1] = mine.token; part[2] = mine.broken;
-}
-extern "C" __global__ void __launch_bounds__(32) keyed_join(const double* parts, i64* token, int n) {
-  i64 row = blockIdx.x;
-  Best b = {0.0, -1, 0};
-  for (int i = threadIdx.x; i < n; i += 32) {
-    const double* p = parts + (row * n + i) * 3;
-    Best o = {p[0], int(p[1]), int(p[2])};
-    b = better(b, o);
-  }
-  b = warp_best(b);
-  if (threadIdx.x == 0) token[row] = b.broken ? -1 : b.token;
-}
-template <class Z, bool CACHED> __device__ inline void inverse_transform(const Z* logits, const int* rank, i64 stride, const u64* keys, const u64* entry,
-                                                                         i64* token, int V, int bits, double inverse) {
-  typedef typename Real<Z>::type R;
-  extern __shared__ double cache[];
-  __shared__ u64 masses[BINS];
-  __shared__ u32 counts[BINS];
-  __shared__ u64 scratch_memory[32];
-  __shared__ double tops[32];
-  u64* scratch = scratch_memory;
-  const int N = Group<Z>::N;
-  i64 row = blockIdx.x;
-  logits += row * V; rank += row * stride;
-  Group<Z>* held = (Group<Z>*)cache;
-  bool whole = (u64(logits) & 15) == 0;
-  double top = -1e30;
-  int broken = 0;
-  for (int g = threadIdx.x; g < (V + N - 1) / N; g += blockDim.x) {
-    Group<Z> group = fetch(logits, g * N, V, whole, false);
-#pragma unroll
-    for (int i = 0; i < N; ++i) { R x = widen(group.x[i]); broken |= !(x <= 3e38f); if (x > top) top = x; }
-    if (CACHED) held[g] = group;
-  }
-  for (int step = 16; step; step >>= 1) { double other = __shfl_xor_sync(0xffffffffu, top, step); if (other > top) top = other; }
-  if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
-  broken = __syncthreads_or(broken);
-  for (int w = 0; w < blockDim.x / 32; ++w) if (tops[w] > top) top = tops[w];
-  if (threadIdx.x == 0) token[row] = -1;
-  if (broken || !(top > -1e30)) return;
-  R high = R(top), scale = R(inverse);
-  auto each = [&](auto f) {
-    if (CACHED) sweep((const Z*)held, (V + N - 1) / N * N, threadIdx.x, blockDim.x, false, f);
-    else sweep(logits, V, threadIdx.x, blockDim.x, false, f);
-  };
-  double u = uniform64(philox(keys[row], entry[row], 1ull << 62));
-  Place p = select(bits, masses, counts, scratch, [&](auto f) {
-    each([&](int v, R* x) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) if (x[i] > LEAST && v + i < V) f(u32(rank[v + i]), u64(raise((x[i] - high) * scale) * R(WHOLE) + R(0.5)));
-    });
-  }, [&](u64 mass, u64 total) { return double(mass) >= u * double(total); });
-  each([&](int v, R* x) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) if (x[i] > LEAST && v + i < V && u32(rank[v + i]) >> p.low == p.key >> p.low) token[row] = v + i;
-  });
-}
-#define ENTRIES(Z, NAME) \
-extern "C" __global__ void __launch_bounds__(256, 3) keyed_exp_##NAME(const Z* logits, const u64* keys, const u64* entry, double* parts, int V, double inverse) { \
-  smallest(logits, keys, entry, parts, V, inverse); } \
-extern "C" __global__ void __launch_bounds__(512, 2) keyed_its_##NAME(const Z* logits, const int* rank, i64 stride, const u64* keys, const u64* entry, i64* token, \
-  int V, int bits, double inverse) { inverse_transform<Z, false>(logits, rank, stride, keys, entry, token, V, bits, inverse); } \
-extern "C" __global__ void __launch_bounds__(512, 2) keyed_its_held_##NAME(const Z* logits, const int* rank, i64 stride, const u64* keys, const u64* entry, i64* token, \
-  int V, int bits, double inverse) { inverse_transform<Z, true>(logits, rank, stride, keys, entry, token, V, bits, inverse); }
-ENTRIES(float, f32)
-ENTRIES(bf16, bf16)
-ENTRIES(f16, f16)
-ENTRIES(double, f64)
-"""
-
-# %% ../../nbs/kernels/11_keyed_sample.ipynb #c012
 def _sample_cuda(logits, keys, entry, rank, temperature, room=None):
     (R, V), device, name, inverse = logits.shape, logits.device, NAMES[logits.dtype], np.float64(1 / temperature)
     token = torch.empty(R, dtype=torch.int64, device=device)
@@ -238,17 +117,31 @@ def _sample_cuda(logits, keys, entry, rank, temperature, room=None):
         return token
     row_bytes = -(-V * logits.element_size() // 16) * 16
     held = row_bytes <= (shared_room(device) if room is None else room)
-    _sample.launch("keyed_its_" + "held_" * held + name, (R,), (512 if V > 2048 else 64,), logits, rank, np.int64(V if len(rank) > 1 else 0), keys, entry,
-                   token, np.int32(V), np.int32(max(1, (V - 1).bit_length())), inverse, shared=row_bytes if held else 0)
+    _sample.launch(
+        "keyed_its_" + "held_" * held + name,
+        (R,),
+        (512 if V > 2048 else 64,),
+        logits,
+        rank,
+        np.int64(V if len(rank) > 1 else 0),
+        keys,
+        entry,
+        token,
+        np.int32(V),
+        np.int32(max(1, (V - 1).bit_length())),
+        inverse,
+        shared=row_bytes if held else 0,
+    )
     return token
 
 _sample = Kernel("keyed_sample", _SOURCE, ("keyed_join", *(f"keyed_{e}_{n}" for e in ("exp", "its", "its_held") for n in NAMES.values())),
                  cpu=_sample_cpu, cuda=_sample_cuda)
 
-# %% ../../nbs/kernels/11_keyed_sample.ipynb #c014
+# %% ../../nbs/kernels/11_keyed_sample.ipynb #c013
 def _per_row(name: str, x, rows: int, device) -> Tensor: # int or integer tensor -> int64 [rows]; ints are read as 64 unsigned bits
     if not isinstance(x, Tensor): x = torch.tensor(int(np.array(check_key(x)[0] | check_key(x)[1] << 32, np.uint64).view(np.int64)))
-    if x.is_floating_point() or x.numel() not in (1, rows): raise ValueError(f"{name} must be an int or {rows} ints, got {x.dtype} {list(x.shape)}")
+    if x.is_floating_point() or x.numel() not in (1, rows):
+        raise ValueError(f"{name} must be an int or {rows} ints, got {x.dtype} {list(x.shape)}")
     return x.to(device, torch.int64).reshape(-1).expand(rows).contiguous()
 
 def keyed_sample(
@@ -273,11 +166,13 @@ def keyed_sample(
     if not R: return torch.empty(lead, dtype=torch.int64, device=rows.device)
     return _sample(rows, keys, entry, rank, float(temperature)).reshape(lead)
 
-# %% ../../nbs/kernels/11_keyed_sample.ipynb #c021
+# %% ../../nbs/kernels/11_keyed_sample.ipynb #c020
 def plain_sample(logits, key, entry, order=None, temperature=1.0): # the obvious PyTorch code; order: rank.argsort(), made once
     l = logits.double() / temperature
     if order is None:
-        u = philox_uniform(key, torch.full((len(l), 1), entry, device=l.device), torch.arange(l.shape[-1], device=l.device), dtype="float64")
+        u = philox_uniform(
+            key, torch.full((len(l), 1), entry, device=l.device), torch.arange(l.shape[-1], device=l.device), dtype="float64"
+        )
         return (l - (-u.log()).log()).argmax(-1)
     mass = l.softmax(-1)[:, order].cumsum(-1)
     u = philox_uniform(key, torch.full((len(l), 1), entry, device=l.device), ITS_LANE, dtype="float64")
@@ -286,11 +181,26 @@ def plain_sample(logits, key, entry, order=None, temperature=1.0): # the obvious
 def bench(device: str = "cpu", sizes=None) -> list[dict]: # lines of core.bench
     "One step of a batch of watermarked texts."
     cuda, lines = device == "cuda", []
-    for R, V, dtype in sizes or [(R, V, t) for R in ((1, 64) if cuda else (4,)) for V in (50_272, 128_256) for t in (torch.float32, torch.bfloat16)]:
+    for R, V, dtype in sizes or [
+        (R, V, t) for R in ((1, 64) if cuda else (4,)) for V in (50_272, 128_256) for t in (torch.float32, torch.bfloat16)
+    ]:
         logits, pi, repeat = (3 * torch.randn(R, V, device=device)).to(dtype), torch.randperm(V, device=device), 15 if cuda else 7
         order, rank, size = pi.argsort(), pi.to(torch.int32), logits.element_size()
-        for name, r, o, work in (("exp", None, None, dict(bytes=R * V * size, philox=R * V)), ("its", rank, order, dict(bytes=R * V * (size + 4), exp=R * V))):
+        for name, r, o, work in (
+            ("exp", None, None, dict(bytes=R * V * size, philox=R * V)),
+            ("its", rank, order, dict(bytes=R * V * (size + 4), exp=R * V)),
+        ):
             error = float((keyed_sample(logits, 7, 1, r) != plain_sample(logits, 7, 1, o)).double().mean())
-            lines.append(line(f"{name}, {R} rows, V {V}, {NAMES[dtype]}", lambda: keyed_sample(logits, 7, 1, r), lambda: plain_sample(logits, 7, 1, o), device,
-                              target=2.0, error=error, repeat=repeat, **work))
+            lines.append(
+                line(
+                    f"{name}, {R} rows, V {V}, {NAMES[dtype]}",
+                    lambda: keyed_sample(logits, 7, 1, r),
+                    lambda: plain_sample(logits, 7, 1, o),
+                    device,
+                    target=2.0,
+                    error=error,
+                    repeat=repeat,
+                    **work,
+                )
+            )
     return lines

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from .dispatch import Kernel, jit, prange
 from .kl_to_teacher import _QUICK, _exp
-from .philox import PHILOX_CUDA, check_key, philox4x32, split
+from .masked_confidence_cuda import _SOURCE
+from .philox import check_key, philox4x32, split
 from .roofline import _four, line
-from .rows import NAMES, ROWS_CUDA, TYPES, as_rows, split_rows
+from .rows import NAMES, as_rows, split_rows
 
 # %% ../../nbs/kernels/09_masked_confidence.ipynb #c004
 FINE = 1 << 62 # counter of the lower bits: no vocabulary reaches it
@@ -148,128 +149,6 @@ def _confidence_cpu(logits, x, mask_id, temperature, seed):
     return token, *out
 
 # %% ../../nbs/kernels/09_masked_confidence.ipynb #c015
-_SOURCE = PHILOX_CUDA + ROWS_CUDA + r"""
-struct Seen { float top, second, total, weighted, logit; int token; double best; };
-__device__ inline void rescale(Seen& s, float top) {
-  float down = s.top - top, factor = expf(down);
-  s.weighted = factor * (s.weighted + down * s.total);
-  s.total *= factor;
-}
-__device__ inline Seen join(Seen a, Seen b) {
-  float top = fmaxf(a.top, b.top);
-  rescale(a, top);
-  rescale(b, top);
-  bool right = b.token >= 0 && (a.token < 0 || b.best > a.best || (b.best == a.best && b.token < a.token));
-  Seen s = {top, fmaxf(fminf(a.top, b.top), fmaxf(a.second, b.second)), a.total + b.total, a.weighted + b.weighted,
-            right ? b.logit : a.logit, right ? b.token : a.token, right ? b.best : a.best};
-  return s;
-}
-__device__ inline Seen from_lane(Seen s, int step) {
-  Seen o = {__shfl_xor_sync(0xffffffffu, s.top, step), __shfl_xor_sync(0xffffffffu, s.second, step), __shfl_xor_sync(0xffffffffu, s.total, step),
-            __shfl_xor_sync(0xffffffffu, s.weighted, step), __shfl_xor_sync(0xffffffffu, s.logit, step), __shfl_xor_sync(0xffffffffu, s.token, step),
-            __shfl_xor_sync(0xffffffffu, s.best, step)};
-  return o;
-}
-__device__ inline Seen warp_join(Seen s) {
-  for (int step = 16; step; step >>= 1) s = join(s, from_lane(s, step));
-  return s;
-}
-__device__ inline int ordered(float x) { int i = __float_as_int(x); return i ^ ((i >> 31) & 0x7fffffff); }  // as integers compare
-__device__ inline u32 pick(Words w, int i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
-__device__ inline double score_of(float logit, double inverse, u64 seed, u64 row, int v, u32 upper) {
-  u32 lower = pick(philox(seed, row, (1ull << 62) + u64(v / 4)), v % 4);
-  double u = (double((u64(upper) << 20) | (lower >> 12)) + 0.5) * 2.220446049250313e-16;
-  return double(logit) * inverse - log(-log(u));
-}
-// could a token of upper word w beat the score s? never false for one that does
-__device__ inline bool hopeful(u32 w, float a, float s) {
-  float slack = 1e-5f + 1e-6f * (fabsf(a) + fabsf(s));
-  return !(float(~w) * 2.3283064365386963e-10f > __expf(a - s + slack) + 1e-35f);
-}
-template <class Z> __device__ inline void look(const Z* logits, const i64* x, double* parts, i64 mask_id, int V, double temperature, u64 seed) {
-  __shared__ int best;
-  __shared__ Seen seen[32];
-  i64 row = blockIdx.x;
-  if (x[row] != mask_id) return;
-  if (threadIdx.x == 0) best = ordered(-INF);
-  __syncthreads();
-  const int N = Group<Z>::N;
-  volatile int* shared_best = &best;
-  double inverse = temperature > 0.0 ? 1.0 / temperature : 0.0;
-  float scale = float(inverse);
-  Seen s = {LEAST, LEAST, 0.0f, 0.0f, LEAST, -1, -1e300};
-  sweep(logits + row * V, V, blockIdx.y * blockDim.x + threadIdx.x, blockDim.x * gridDim.y, false, [&](int v, float* l) {
-    float before = s.top;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      l[i] = v + i == mask_id ? LEAST : floored(l[i]);
-      s.second = fmaxf(s.second, fminf(s.top, l[i]));
-      s.top = fmaxf(s.top, l[i]);
-    }
-    if (s.top > before) { float top = s.top; s.top = before; rescale(s, top); s.top = top; }
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      float d = l[i] - s.top, e = expf(d);
-      s.total += e;
-      s.weighted += e > 0.0f ? e * d : 0.0f;
-    }
-    if (scale == 0.0f) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) if (l[i] > s.logit) { s.logit = l[i]; s.token = v + i; }
-      s.best = s.logit;
-      return;
-    }
-#pragma unroll
-    for (int j = 0; j < N; j += 4) {
-      Words w = philox(seed, u64(row), u64((v + j) / 4));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x = l[j + i];
-        u32 upper = pick(w, i);
-        int floor_bits = *shared_best;
-        float least = __int_as_float(floor_bits ^ ((floor_bits >> 31) & 0x7fffffff));
-        if (!(x > LEAST) || !hopeful(upper, x * scale, least)) continue;
-        double score = score_of(x, inverse, seed, u64(row), v + j + i, upper);
-        if (score > s.best || s.token < 0) { s.best = score; s.token = v + j + i; s.logit = x; }
-        atomicMax(&best, ordered(float(score)));
-      }
-    }
-  });
-  s = warp_join(s);
-  if (threadIdx.x % 32 == 0) seen[threadIdx.x / 32] = s;
-  __syncthreads();
-  if (threadIdx.x) return;
-  for (int w = 1; w < blockDim.x / 32; ++w) s = join(s, seen[w]);
-  double* part = parts + (row * gridDim.y + blockIdx.y) * 7;
-  part[0] = s.top; part[1] = s.second; part[2] = s.total; part[3] = s.weighted; part[4] = s.logit; part[5] = s.token; part[6] = s.best;
-}
-extern "C" __global__ void __launch_bounds__(32) confidence_join(const double* parts, const i64* x, i64* token, float* out, i64 mask_id, int n, i64 rows) {
-  i64 row = blockIdx.x;
-  if (x[row] != mask_id) {
-    if (threadIdx.x == 0) { token[row] = x[row]; out[row] = 1.0f; out[rows + row] = 1.0f; out[2 * rows + row] = 0.0f; }
-    return;
-  }
-  Seen s = {LEAST, LEAST, 0.0f, 0.0f, LEAST, -1, -1e300};
-  for (int i = threadIdx.x; i < n; i += 32) {
-    const double* p = parts + (row * n + i) * 7;
-    Seen o = {float(p[0]), float(p[1]), float(p[2]), float(p[3]), float(p[4]), int(p[5]), p[6]};
-    s = join(s, o);
-  }
-  s = warp_join(s);
-  if (threadIdx.x) return;
-  bool law = s.top > LEAST && s.total < INF && s.token >= 0;
-  float nan = INF - INF, entropy = logf(s.total) - s.weighted / s.total;
-  token[row] = law ? s.token : -1;
-  out[row] = law ? expf(s.logit - s.top) / s.total : nan;
-  out[rows + row] = law ? (1.0f - expf(s.second - s.top)) / s.total : nan;
-  out[2 * rows + row] = law ? (entropy < 0.0f ? 0.0f : entropy) : nan;
-}
-#define ENTRIES(Z, NAME) \
-extern "C" __global__ void __launch_bounds__(256) confidence_##NAME(const Z* logits, const i64* x, double* parts, i64 mask_id, int V, double temperature, u64 seed) { \
-  look(logits, x, parts, mask_id, V, temperature, seed); }
-""" + "".join(f"ENTRIES({z}, {name})\n" for z, name in TYPES)
-
-# %% ../../nbs/kernels/09_masked_confidence.ipynb #c016
 def _confidence_cuda(logits, x, mask_id, temperature, seed):
     (R, V), device = logits.shape, logits.device
     parts, threads = split_rows(R, V)
@@ -283,7 +162,7 @@ def _confidence_cuda(logits, x, mask_id, temperature, seed):
 _confidence = Kernel("masked_confidence", _SOURCE, ("confidence_f32", "confidence_bf16", "confidence_f16", "confidence_join"),
                      cpu=_confidence_cpu, cuda=_confidence_cuda)
 
-# %% ../../nbs/kernels/09_masked_confidence.ipynb #c018
+# %% ../../nbs/kernels/09_masked_confidence.ipynb #c017
 class Confidence(NamedTuple):
     "What a step of a masked decoder looks at, each in the shape of x."
     token: Tensor # int64: x where it is not masked; -1 where there is no distribution
@@ -309,7 +188,7 @@ def masked_confidence(
     found = _confidence(rows, x.reshape(-1).contiguous(), int(mask_id), float(temperature), int(seed))
     return Confidence(*(y.reshape(lead) for y in found))
 
-# %% ../../nbs/kernels/09_masked_confidence.ipynb #c027
+# %% ../../nbs/kernels/09_masked_confidence.ipynb #c026
 def plain_confidence(logits, x, mask_id, temperature, generator=None): # the obvious PyTorch code
     if mask_id < logits.shape[-1]: logits = logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), -torch.inf)
     if temperature:
@@ -325,12 +204,24 @@ def plain_confidence(logits, x, mask_id, temperature, generator=None): # the obv
 def bench(device: str = "cpu", sizes=None) -> list[dict]: # lines of core.bench
     "One pass against PyTorch's: vocabularies of 32,000 and 128,256."
     cuda, lines = device == "cuda", []
-    for R, V, dtype in sizes or [(R, V, t) for R in ((64, 1024) if cuda else (32,)) for V in (32_000, 128_256) for t in (torch.float32, torch.bfloat16)]:
+    for R, V, dtype in sizes or [
+        (R, V, t) for R in ((64, 1024) if cuda else (32,)) for V in (32_000, 128_256) for t in (torch.float32, torch.bfloat16)
+    ]:
         for tau in (0.0, 1.0):
             logits, x = (3 * torch.randn(R, V, device=device)).to(dtype), torch.full((R,), V, device=device)
             want, got = plain_confidence(logits, x, V, 0.0), masked_confidence(logits, x, V, 0.0)
             error = max(float((a - b).abs().max()) for a, b in zip(want[1:], got[1:]))
             work = dict(bytes=R * V * logits.element_size(), exp=R * V * (2 if tau else 1)) | (dict(philox=R * V / 4) if tau else {})
-            lines.append(line(f"{R} positions, V {V}, {NAMES[dtype]}, temperature {tau}", lambda: masked_confidence(logits, x, V, tau, 1),
-                              lambda: plain_confidence(logits, x, V, tau), device, target=2.0, error=error, repeat=15 if cuda else 3, **work))
+            lines.append(
+                line(
+                    f"{R} positions, V {V}, {NAMES[dtype]}, temperature {tau}",
+                    lambda: masked_confidence(logits, x, V, tau, 1),
+                    lambda: plain_confidence(logits, x, V, tau),
+                    device,
+                    target=2.0,
+                    error=error,
+                    repeat=15 if cuda else 7,
+                    **work,
+                )
+            )
     return lines

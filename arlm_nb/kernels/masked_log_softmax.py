@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from .dispatch import Kernel, device_of, jit, prange
 from .kl_to_teacher import _QUICK, _exp, _largest
+from .masked_log_softmax_cuda import _SOURCE
 from .roofline import line
-from .rows import NAMES, ROWS_CUDA, SELECT_CUDA, SUMS_CUDA, TYPES, as_rows, shared_room
+from .rows import NAMES, TYPES, as_rows, shared_room
 
 # %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c004
 def _reference(logits, banned, temperature, top_p): # [R, V], [V] or [R, V] -> float64 [R, V + 2]: log-probabilities, KL paid, tokens kept
@@ -26,8 +27,10 @@ def _reference(logits, banned, temperature, top_p): # [R, V], [V] or [R, V] -> f
         cut = torch.zeros_like(allowed).scatter(-1, order, p.cumsum(-1) - p >= top_p)
         scaled = scaled.masked_fill(cut, -torch.inf)
     out, kept = scaled.log_softmax(-1), scaled.isfinite().sum(-1).double()
-    lost = ~(logp.isfinite().any(-1) & (out.exp().sum(-1) - 1 < 0.5)) # NaN, infinity, or nothing allowed
-    return torch.where(lost[:, None], torch.tensor([*(l.shape[1] + 1) * [torch.nan], 0.0]).double(), torch.cat([out, paid[:, None], kept[:, None]], -1))
+    lost = ~(logp.isfinite().any(-1) & (out.exp().sum(-1) - 1 < 0.5))  # NaN, infinity, or nothing allowed
+    return torch.where(
+        lost[:, None], torch.tensor([*(l.shape[1] + 1) * [torch.nan], 0.0]).double(), torch.cat([out, paid[:, None], kept[:, None]], -1)
+    )
 
 # %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c006
 _LEAST, _NIL, _ONE, _ALL = np.float32(-1e30), np.float32(0), np.float32(1), np.float32(2.0**40)
@@ -146,126 +149,34 @@ def _rows_cpu(logits, banned, temperature, top_p):
     return out, paid, kept
 
 # %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c012
-_SOURCE = ROWS_CUDA + SUMS_CUDA + SELECT_CUDA + r"""
-__device__ inline void store(float* out, int v, int V, bool whole, const float* y, int n) {
-  if (whole && v + n <= V) {
-    for (int i = 0; i < n; i += 4) { float4 q = {y[i], y[i + 1], y[i + 2], y[i + 3]}; *(float4*)(out + v + i) = q; }
-  } else for (int i = 0; i < n; ++i) if (v + i < V) out[v + i] = y[i];
-}
-template <class Z, bool CACHED> __device__ inline void masked(const Z* logits, const unsigned char* banned, i64 stride, int V, float inverse, double share,
-                                                              float* out, float* paid, i64* kept) {
-  extern __shared__ double cache[];
-  __shared__ u64 masses[BINS];
-  __shared__ u32 counts[BINS];
-  __shared__ u64 scratch_memory[32];
-  __shared__ Sum sums[32];
-  u64* scratch = scratch_memory;
-  const int N = Group<Z>::N;
-  i64 row = blockIdx.x;
-  logits += row * V; out += row * V;
-  if (banned) banned += row * stride;
-  Group<Z>* held = (Group<Z>*)cache;
-  Sum allowed = {LEAST, 0.0f}, forbidden = {LEAST, 0.0f};
-  float cooled = 0.0f;
-  bool whole = (u64(logits) & 15) == 0;
-  for (int g = threadIdx.x; g < (V + N - 1) / N; g += blockDim.x) {
-    Group<Z> group = fetch(logits, g * N, V, whole, false);
-    float before = allowed.top;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (banned && g * N + i < V && banned[g * N + i]) { add(forbidden, floored(widen(group.x[i]))); blank(group.x[i], false); }
-      allowed.top = fmaxf(allowed.top, widen(group.x[i]));
-    }
-    if (allowed.top > before) { allowed.total *= expf(before - allowed.top); cooled *= expf((before - allowed.top) * inverse); }
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      float d = floored(widen(group.x[i])) - allowed.top;
-      allowed.total += expf(d);
-      if (inverse != 1.0f) cooled += expf(d * inverse);
-    }
-    if (CACHED) held[g] = group;
-  }
-  float top = allowed.top;
-  allowed = block_join(allowed, sums);
-  cooled = inverse == 1.0f ? allowed.total : block_sum(cooled * expf((top - allowed.top) * inverse), (float*)scratch);
-  forbidden = block_join(forbidden, sums);
-  top = allowed.top;
-  float r = forbidden.top - top + logf(forbidden.total / allowed.total);
-  float loss = forbidden.total == 0.0f ? 0.0f : r > 0.0f ? r + log1pf(expf(-r)) : log1pf(expf(r));
-  bool law = top > LEAST && allowed.total < INF && loss < INF;
-  auto each = [&](auto f) {  // f(v, x) over this thread's groups, x floored and -1e30 where banned
-    auto group = [&](int v, float* x, bool all) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[i] = !all && banned && v + i < V && banned[v + i] ? LEAST : floored(x[i]);
-      f(v, x);
-    };
-    if (CACHED) sweep((const Z*)held, (V + N - 1) / N * N, threadIdx.x, blockDim.x, false, [&](int v, float* x) { group(v, x, true); });
-    else sweep(logits, V, threadIdx.x, blockDim.x, false, [&](int v, float* x) { group(v, x, false); });
-  };
-  Place last = {0xffffffffu, 1, 0, 0, 0, 0}, tie = {0xffffffffu, 1, 0, 0, 0, 0};
-  float norm = logf(cooled);
-  if (law && share < 1.0) {
-    double target = 0.0;
-    last = select(32, masses, counts, scratch, [&](auto f) {
-      each([&](int v, float* x) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) if (x[i] > LEAST) f(falling(x[i]), mass_of(expf((x[i] - top) * inverse)));
-      });
-    }, [&](u64 mass, u64 total) { target = share * double(total); return double(mass) >= target; });
-    target = share * double(last.total);
-    u64 one = last.count ? last.at / last.count : 0;
-    u32 ties = 1;
-    if (last.count > 1) {  // equal logits: the first ones stay
-      double more = one ? ceil((target - double(last.before)) / double(one)) : double(last.count);
-      ties = more < 1.0 ? 1 : more > double(last.count) ? last.count : u32(more);
-      while (ties > 1 && double(last.before + (ties - 1) * one) >= target) --ties;
-      while (ties < last.count && double(last.before + ties * one) < target) ++ties;
-      if (ties < last.count)
-        tie = select(32, masses, counts, scratch, [&](auto f) {
-          each([&](int v, float* x) {
-#pragma unroll
-            for (int i = 0; i < N; ++i) if (x[i] > LEAST && falling(x[i]) == last.key) f(u32(v + i), u64(1));
-          });
-        }, [&](u64 mass, u64 total) { return mass >= ties; });
-    }
-    norm = float(log(double(last.before + ties * one) / double(WHOLE)));
-  }
-  u64 mine = 0;
-  bool even = (u64(out) & 15) == 0;
-  each([&](int v, float* x) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      u32 key = falling(x[i]);
-      bool keep = x[i] > LEAST && (key >> last.low < last.key >> last.low
-                                   || (key >> last.low == last.key >> last.low && u32(v + i) >> tie.low <= tie.key >> tie.low));
-      mine += keep;
-      x[i] = !law ? INF - INF : keep ? (x[i] - top) * inverse - norm : -INF;
-    }
-    store(out, v, V, even, x, N);
-  });
-  mine = block_sum(mine, scratch);
-  if (threadIdx.x == 0) { kept[row] = law ? i64(mine) : 0; paid[row] = law ? loss : INF - INF; }
-}
-#define ENTRY(Z, NAME, CACHED) \
-extern "C" __global__ void __launch_bounds__(512, 2) masked_##NAME(const Z* logits, const unsigned char* banned, i64 stride, int V, float inverse, double share, \
-  float* out, float* paid, i64* kept) { masked<Z, CACHED>(logits, banned, stride, V, inverse, share, out, paid, kept); }
-""" + "".join(f"ENTRY({z}, {name}, false)\nENTRY({z}, {name}_held, true)\n" for z, name in TYPES)
-
-# %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c013
 def _rows_cuda(logits, banned, temperature, top_p, room=None):
     (R, V), device = logits.shape, logits.device
     out, paid, kept = torch.empty(R, V, device=device), torch.empty(R, device=device), torch.empty(R, dtype=torch.int64, device=device)
     row_bytes = -(-V * logits.element_size() // 16) * 16
     held = row_bytes <= (shared_room(device) if room is None else room)
     mask = None if banned is None else banned.contiguous().view(torch.uint8)
-    _masked.launch(f"masked_{NAMES[logits.dtype]}" + "_held" * held, (R,), (512 if V > 2048 else 64,), logits, mask,
-                   np.int64(V if banned is not None and len(banned) > 1 else 0), np.int32(V), np.float32(1 / temperature), np.float64(top_p),
-                   out, paid, kept, shared=row_bytes if held else 0)
+    _masked.launch(
+        f"masked_{NAMES[logits.dtype]}" + "_held" * held,
+        (R,),
+        (512 if V > 2048 else 64,),
+        logits,
+        mask,
+        np.int64(V if banned is not None and len(banned) > 1 else 0),
+        np.int32(V),
+        np.float32(1 / temperature),
+        np.float64(top_p),
+        out,
+        paid,
+        kept,
+        shared=row_bytes if held else 0,
+    )
     return out, paid, kept
 
-_masked = Kernel("masked_log_softmax", _SOURCE, tuple(f"masked_{n}{h}" for _, n in TYPES for h in ("", "_held")), cpu=_rows_cpu, cuda=_rows_cuda)
+_masked = Kernel(
+    "masked_log_softmax", _SOURCE, tuple(f"masked_{n}{h}" for _, n in TYPES for h in ("", "_held")), cpu=_rows_cpu, cuda=_rows_cuda
+)
 
-# %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c015
+# %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c014
 class Masked(NamedTuple):
     "The truncated law and what the ban cost."
     log_probs: Tensor # float32 [..., V]; minus infinity: banned or cut off
@@ -292,7 +203,7 @@ def masked_log_softmax(
     found = _masked(rows, mask, float(temperature), float(top_p))
     return Masked(found[0].reshape(*lead, V), *(y.reshape(lead) for y in found[1:]))
 
-# %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c024
+# %% ../../nbs/kernels/10_masked_log_softmax.ipynb #c023
 def plain_log_softmax(logits, banned, temperature, top_p): # the obvious PyTorch code
     logp = logits.float().log_softmax(-1)
     allowed = logp.masked_fill(banned, -torch.inf)
@@ -315,5 +226,5 @@ def bench(device: str = "cpu", sizes=None) -> list[dict]: # lines of core.bench
             error = float((want[0] - got.log_probs).nan_to_num(0, 0, 0).abs().max())
             lines.append(line(f"{R} rows, V {V}, {NAMES[dtype]}, top-p {top_p}", lambda: masked_log_softmax(logits, banned, 0.8, top_p),
                               lambda: plain_log_softmax(logits, banned, 0.8, top_p), device, target=3.0 if cuda else None, error=error,
-                              repeat=15 if cuda else 3, bytes=R * V * (logits.element_size() + 5), exp=R * V * (2 if top_p == 1 else 4)))
+                              repeat=15 if cuda else 7, bytes=R * V * (logits.element_size() + 5), exp=R * V * (2 if top_p == 1 else 4)))
     return lines

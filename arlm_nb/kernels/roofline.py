@@ -144,7 +144,8 @@ def floor(
     **work: float, # bytes=, philox=, exp=: how much of each
 ) -> float: # seconds
     "The roofline: what takes longest, if everything else hides behind it."
-    if unknown := set(work) - set(Ceilings._fields): raise ValueError(f"unknown work {sorted(unknown)}; known: {', '.join(Ceilings._fields)}")
+    if unknown := set(work) - set(Ceilings._fields):
+        raise ValueError(f"unknown work {sorted(unknown)}; known: {', '.join(Ceilings._fields)}")
     return max((amount / getattr(ceilings(device), what) for what, amount in work.items()), default=0.0)
 
 # %% ../../nbs/kernels/08_roofline.ipynb #c011

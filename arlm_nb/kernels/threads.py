@@ -14,7 +14,11 @@ from .dispatch import KERNELS, Kernel, host_launcher
 # %% ../../nbs/kernels/02_threads.ipynb #c004
 def host_shim(): # the module tests.cuda_host.shim, or None
     "The shim, where this is a checkout with a C++ compiler."
-    root = Path(__file__).resolve().parents[2] if "__file__" in globals() else next((p for p in Path.cwd().resolve().parents if (p/"tests/cuda_host").is_dir()), Path())
+    root = (
+        Path(__file__).resolve().parents[2]
+        if "__file__" in globals()
+        else next((p for p in Path.cwd().resolve().parents if (p / "tests/cuda_host").is_dir()), Path())
+    )
     if shutil.which("g++") is None or not (root/"tests/cuda_host/shim.py").is_file(): return None
     if str(root) not in sys.path: sys.path.append(str(root))
     from importlib import import_module
