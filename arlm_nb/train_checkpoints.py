@@ -147,7 +147,7 @@ def against_ngram(corpus, order: int, limit: int = 600_000) -> Callable:
 
 # %% ../nbs/train_checkpoints.ipynb #c010
 def text_recipe(
-    name: str, corpus, vocab: int, order: int, steps: int, batch: int, about: str, tokenizer: str | None = None, **sizes
+    name: str, corpus, vocab: int, order: int, steps: int, batch: int, about: str, tokenizer: str | None = None, compile: bool = False, **sizes
 ) -> Recipe:
     "A next-token model on a text corpus."
     from arlm_nb.core.datasets import windows
@@ -156,7 +156,7 @@ def text_recipe(
         base = dict(context_length=256, positions="rotary", norm="rmsnorm", ffn="swiglu", bias=False)
         return TransformerConfig(t.vocab_size, **(base | sizes)), t
     def data(t): return windows(text_ids(t, corpus.train)[0], (sizes.get("context_length") or 256), batch)
-    options = dict(lr=3e-3, warmup=100, weight_decay=0.1, final=0.05, precision="bfloat16", log_every=20, checkpoint_every=50)
+    options = dict(lr=3e-3, warmup=100, weight_decay=0.1, final=0.05, precision="bfloat16", log_every=20, checkpoint_every=50, compile=compile)
     return Recipe(name, config, data, against_ngram(corpus, order), steps, fit=options, about=about)
 
 @recipe("docs-1m")
@@ -187,9 +187,10 @@ def _docs_large():
         docs(),
         4096,
         5,
-        12000,
-        32,
-        "Readable English for the tour and the explorer",
+        2000,
+        16,
+        "Readable English for the tour and the explorer: three times over the text of docs-1m",
+        compile=True,
         d_model=320,
         n_layers=8,
         n_heads=5,

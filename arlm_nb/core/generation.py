@@ -99,7 +99,7 @@ class Rows:
             slots = torch.arange(past + T, device=ids.device)
             extra["positions"] = (slots[None, past:] - self.pad[:, None]).clamp(min=0)
             extra["mask"] = causal().dense(T, past + T, device=ids.device) & (slots[None] >= self.pad[:, None])[:, None, None]
-        out = self.lm(ids, cache=self.cache, **extra)
+        out = self.lm.at_end(ids, cache=self.cache, **extra)
         self.cost.forward_passes += 1
         self.cost.positions += ids.numel()
         self.hidden = out.hidden[:, -1]

@@ -39,6 +39,11 @@ class LM:
         "An empty cache for `batch` rows."
         return KVCache(self.n_layers, capacity)
 
+    def at_end(self, ids: Tensor, **given) -> "LMOutput":  # logits [B, 1, V], hidden [B, 1, d]
+        "The forward pass, of which only the last position's logits are wanted: what a decoder asks of a prompt. Models that can save the rest do."
+        out = self(ids, **given)
+        return LMOutput(out.logits[:, -1:], out.hidden[:, -1:], out.cache)
+
     def record(self, names, layers=None, detach: bool = True):
         "`with lm.record('resid_post', layers=[0]) as cache:` collects activations (core.hooks)."
         return hooks.record(self, names, layers, detach)

@@ -6,7 +6,10 @@ __all__ = ['Loss', 'step_rng', 'next_token', 'learning_rate', 'make_optimizer', 
 # %% ../../nbs/core/30_training.ipynb #c002
 import json
 import math
+import os
+import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +122,12 @@ class Fit:
         return pd.DataFrame(self.rows)
 
 # %% ../../nbs/core/30_training.ipynb #c014
+def _compiled(model: nn.Module) -> Callable:
+    "The model through torch.compile; itself, with a warning, where no C++ compiler is found."
+    if torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++")): return torch.compile(model)
+    warnings.warn("compile=True needs a C++ compiler (CXX or g++), found none: the model trains uncompiled", stacklevel=3)
+    return model
+
 def _check(**given):
     for name, (value, low) in given.items():
         if value < low: raise ValueError(f"{name} must be >= {low}, got {value}")
@@ -140,6 +149,7 @@ def fit(model: nn.Module,
         evaluate_every: int = 100,
         log_every: int = 10,
         precision: str = "float32",  # or bfloat16 (autocast)
+        compile: bool = False,  # run the model through torch.compile, where there is a C++ compiler
         accelerator=None,  # accelerate.Accelerator for several devices
         progress: bool = True,
         ) -> Fit:
@@ -154,7 +164,7 @@ def fit(model: nn.Module,
             raise ValueError(f"the checkpoint was made with seed {state['seed']}, got {seed}; pass resume=False to start again")
         start, rows = state["step"], state["metrics"]
     if accelerator is not None: model, opt = accelerator.prepare(model, opt)
-    run = _Run(model, data, objective, opt, seed, accumulate, clip, precision, accelerator)
+    run = _Run(model, data, objective, opt, seed, accumulate, clip, precision, accelerator, _compiled(model) if compile else model)
     def lr_at(step): return learning_rate(step, lr=lr, steps=steps, schedule=schedule, warmup=warmup, final=final)
     every = dict(log=log_every, evaluate=evaluate_every, checkpoint=checkpoint_every)
     return _loop(run, start, steps, lr_at, rows, every, evaluate, checkpoint, progress)
@@ -172,6 +182,7 @@ class _Run:
     clip: float | None
     precision: str
     accelerator: object
+    forward: Callable  # the model, or its compiled form: same parameters
 
     def step(self, step: int, lr: float) -> dict:
         "One optimiser step -> its metrics."
@@ -182,7 +193,7 @@ class _Run:
             rng = step_rng(self.seed, step * self.accumulate + i)
             batch = self.data(step * self.accumulate + i, rng)
             with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                loss = self.objective(self.model, batch, rng)
+                loss = self.objective(self.forward, batch, rng)
             value = loss.value / self.accumulate
             value.backward() if self.accelerator is None else self.accelerator.backward(value)
             total += float(value.detach())

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TransformerConfig', 'make_norm', 'FeedForward', 'Block', 'Transformer', 'init_weights', 'unembed', 'W_O', 'b_O',
-           'forward', 'forward_layers', 'site_names', 'new_cache']
+           'forward', 'at_end', 'forward_layers', 'site_names', 'new_cache']
 
 # %% ../../nbs/core/15_transformer.ipynb #c002
 from collections.abc import Callable
@@ -231,6 +231,11 @@ def forward(self: Transformer,
     "The LM contract."
     if (ids is None) == (embeds is None): raise ValueError("give either ids or embeds")
     if self._is_plain_step(ids, cache, positions, mask, memory): return self._fast(ids, cache)
+    hidden = self._hidden(ids, embeds, cache, positions, mask, memory)
+    return LMOutput(self.unembed(hidden), hidden, cache)
+
+def _hidden(self: Transformer, ids, embeds, cache, positions, mask, memory) -> Tensor:
+    "All blocks and the last norm -> [B, T, d]."
     x = self.sites("hook_embed", self.tok(check_ids(ids, self.vocab_size)) if embeds is None else embeds)
     past, T = 0 if cache is None else cache.length, x.shape[1]
     mask = resolve_mask(mask, T, past + T, len(x), self.n_heads, x.device)
@@ -238,7 +243,12 @@ def forward(self: Transformer,
     if self.pos is not None: x = x + self.sites("hook_pos_embed", self._learned(pos))
     x = self._run(x, 0, self.n_layers, pos, self._bias(mask, pos, cache, T, past), cache, memory)
     if cache is not None: cache.advance(T, positions)
-    hidden = self.sites("ln_final.hook_normalized", self.norm(x))
+    return self.sites("ln_final.hook_normalized", self.norm(x))
+
+def at_end(self: Transformer, ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None, mask=None, memory=None) -> LMOutput:
+    "The forward pass with the last position's logits only: the unembedding, a large part of a prompt's cost, is done for one position."
+    if self._is_plain_step(ids, cache, positions, mask, memory): return self._fast(ids, cache)
+    hidden = self._hidden(ids, None, cache, positions, mask, memory)[:, -1:]
     return LMOutput(self.unembed(hidden), hidden, cache)
 
 def _is_plain_step(self: Transformer, ids, cache, positions, mask, memory) -> bool:
@@ -278,7 +288,7 @@ def _run(self: Transformer, x, start, stop, positions, mask, cache, memory=None)
 
 Transformer._positions, Transformer._bias, Transformer._learned, Transformer._run = _positions, _bias, _learned, _run
 Transformer._is_plain_step, Transformer._fast = _is_plain_step, _fast
-Transformer.forward = forward
+Transformer.forward, Transformer._hidden, Transformer.at_end = forward, _hidden, at_end
 
 # %% ../../nbs/core/15_transformer.ipynb #c016
 def forward_layers(self: Transformer,
