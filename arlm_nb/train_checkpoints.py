@@ -275,6 +275,7 @@ recipes |= {name: _lazily(*where) for name, where in _elsewhere.items()}
 # %% ../nbs/train_checkpoints.ipynb #c017
 derived = {
     "docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
+    "docs-10m-lens": ("arlm_nb.interp.lens_reference", "fit_large_lens"),
     "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter"),
     "objectives/xlnet": ("arlm_nb.objectives.xlnet_train", "train_reference"),
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
@@ -292,10 +293,8 @@ def make(name: str) -> Path:
     return data_path("checkpoints", name)
 
 def main(names: list[str] | None = None):
-    "Make the given checkpoints, or all that are missing (`docs-10m` only where there is a GPU)."
-    missing = [
-        n for n in [*recipes, *derived] if not data_path("checkpoints", n).is_dir() and (n != "docs-10m" or torch.cuda.is_available())
-    ]
+    "Make the given checkpoints, or all that are missing."
+    missing = [n for n in [*recipes, *derived] if not data_path("checkpoints", n).is_dir()]
     for name in names or missing:
         began = time.time()
         folder = make(name)
