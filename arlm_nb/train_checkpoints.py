@@ -255,11 +255,6 @@ def _icl_tasks():
     from arlm_nb.interp.icl_tasks import icl_tasks_recipe
     return icl_tasks_recipe()
 
-@recipe("icl-tasks-4l")
-def _icl_tasks_4l():
-    from arlm_nb.interp.icl_tasks import icl_tasks_4l_recipe
-    return icl_tasks_4l_recipe()
-
 # %% ../nbs/train_checkpoints.ipynb #c015a
 _elsewhere = {  # name -> module and function that give the recipe
     "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'MAPS', 'ICLTask', 'majority_label', 'split', 'builtin_tasks', 'load_tasks', 'map_tasks', 'Template',
-           'Prompt', 'shuffled', 'mixed', 'prompt', 'prompts', 'icl_tasks_recipe', 'icl_tasks_4l_recipe']
+           'Prompt', 'shuffled', 'mixed', 'prompt', 'prompts', 'icl_tasks_recipe']
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c002
 import json
@@ -214,7 +214,7 @@ def _measure_maps(lm, families: tuple = ("word", "pair")) -> dict:
         out |= {f"{family}_accuracy_{c}_labels": accuracy(family, 5, c) for c in ("mixed", "shuffle")}
     return out | {f"{f}_chance": round(1 / len(maps.families[f]), 4) for f in families}
 
-def _maps_recipe(name: str, families: tuple, steps: int, about: str, lr: float = 1.5e-3, **sizes):
+def _maps_recipe(name: str, families: tuple, steps: int, about: str, **sizes):
     "A learner of the abstract maps: 64 wide, 4 heads, one-cycle AdamW."
     from arlm_nb.core.maps import icl_maps
     from arlm_nb.core.transformer import TransformerConfig
@@ -222,7 +222,7 @@ def _maps_recipe(name: str, families: tuple, steps: int, about: str, lr: float =
     maps = icl_maps()
     config = TransformerConfig(maps.tokenizer.vocab_size, d_model=64, n_heads=4, context_length=64, **sizes)
     tasks = [t for f in families for t in maps.families[f]]
-    options = dict(lr=lr, schedule="one_cycle", log_every=20, checkpoint_every=100)
+    options = dict(lr=1.5e-3, schedule="one_cycle", log_every=20, checkpoint_every=100)
     return Recipe(
         name,
         lambda: (config, maps.tokenizer),
@@ -238,8 +238,3 @@ def icl_tasks_recipe():
     "`icl-tasks`: 3 layers, 0.15M parameters."
     about = "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations"
     return _maps_recipe("icl-tasks", ("word", "pair"), 1600, about, n_layers=3, positions="rotary")
-
-def icl_tasks_4l_recipe():
-    "`icl-tasks-4l`: one layer more, only the two-attribute family (composition); a table of positions tells it which word of a pair is which."
-    about = "In-context learner of two-attribute tasks over pairs of words, (first | last) x (copy | upper), 4 layers (composition)"
-    return _maps_recipe("icl-tasks-4l", ("pair",), 6000, about, 3e-3, n_layers=4, positions="learned")
