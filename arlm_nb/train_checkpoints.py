@@ -272,6 +272,8 @@ derived = {
     "docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
     "docs-10m-lens": ("arlm_nb.interp.lens_reference", "fit_large_lens"),
     "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter"),
+    "decode/docs-hmm": ("arlm_nb.decode.hmm_distill", "fit_docs_hmm"),
+    "decode/topics-hmm": ("arlm_nb.decode.hmm_distill", "fit_topics_hmm"),
     "objectives/xlnet": ("arlm_nb.objectives.xlnet_train", "train_reference"),
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
     "efficiency/code-calm": ("arlm_nb.efficiency.exit_train", "train_code_calm"),
