@@ -254,8 +254,8 @@ def bench(
     "A batch of patterns that occur, against PyTorch operations."
     from arlm_nb.kernels.roofline import line
     lines, times = [], lambda ends: ends[1] - ends[0]
-    rows = 1 << (24 if device == "cuda" else 20)
-    for n, V, Q, m in shapes or ((rows, 50_000, 1 << 17, 4), (rows, 50_000, 1 << 10, 4)):
+    rows, many = (1 << 24, 1 << 17) if device == "cuda" else (1 << 17, 1 << 13)
+    for n, V, Q, m in shapes or ((rows, 50_000, many, 4), (rows, 50_000, 1 << 10, 4)):
         index = fm_build(np.random.default_rng(0).integers(0, V, n), V).to(device)
         make = lambda seed: (torch.randint(V, (Q, m), generator=torch.Generator().manual_seed(seed)).to(device),)
         lines.append(line(f"fm_index_search {Q} x {m} tokens, {n} rows, V = {V}", lambda p: times(fm_index_search(index, p)), lambda p: tensor_search(index, p), make,
