@@ -275,6 +275,7 @@ derived = {
     "decode/docs-hmm": ("arlm_nb.decode.hmm_distill", "fit_docs_hmm"),
     "decode/topics-hmm": ("arlm_nb.decode.hmm_distill", "fit_topics_hmm"),
     "objectives/xlnet": ("arlm_nb.objectives.xlnet_train", "train_reference"),
+    "interp/fact-world": ("arlm_nb.interp.fact_world", "train_fact_world"),
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
     "efficiency/code-calm": ("arlm_nb.efficiency.exit_train", "train_code_calm"),
     "efficiency/code-plain": ("arlm_nb.efficiency.exit_train", "train_code_plain"),
