@@ -49,6 +49,7 @@ class WordRule:
         flags = torch.ones(self.vocab_size, dtype=torch.bool) if self.separators is None else self.separators
         if flags.shape != (self.vocab_size,) or flags.dtype != torch.bool: raise ValueError(
             f"separators must be bool [{self.vocab_size}], got {flags.dtype} {list(flags.shape)}")
+        if self.stop is not None: flags = flags | (torch.arange(self.vocab_size) == self.stop)  # a word is complete where the text ends
         object.__setattr__(self, "separators", flags)
         if self.ordered and any(not positive for c in self.cnf.index for _, positive in c): raise ValueError(
             "clauses in order may hold words that must occur only")
