@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import FAMILIES, FLAGSHIP, VOCAB, any_lm
 
+from arlm_nb.core.scoring import answer_logprobs
+from arlm_nb.core.statistics import auroc
 from arlm_nb.interp import intrinsic_dimension as idm
 from arlm_nb.interp.lid import lid_geomle, lid_mle, lid_twonn, local_pca_dimension, sorted_distances
-from arlm_nb.interp.lid_states import answer_logprobs, hidden_states, lid_by_layer
-from arlm_nb.interp.truth import TruthfulnessScorer, auroc, truth_benchmark
+from arlm_nb.interp.lid_states import hidden_states, lid_by_layer
+from arlm_nb.interp.truth import TruthfulnessScorer, truth_benchmark
 from arlm_nb.interp.uncertainty import p_true, predictive_entropy, sample_answers, semantic_entropy
 
 
