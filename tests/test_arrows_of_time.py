@@ -78,7 +78,9 @@ def test_every_model_reads_and_writes_backward(name):
     with torch.no_grad(): logp = lm(torch.tensor([[0, *ids[::-1]]])[:, :-1]).logits[0].double().log_softmax(-1)
     by_hand = -logp.gather(-1, torch.tensor(ids[::-1])[:, None])[:, 0].flip(0)
     assert np.abs(both.backward[0] - by_hand.numpy()).max() < 2e-3
-    assert abs(aot.score_directions(lm, lm, [text[::-1]]).forward[0].sum() - both.backward[0].sum()) < 2e-3  # backward on a text is forward on its reverse
+    assert (
+        abs(aot.score_directions(lm, lm, [text[::-1]]).forward[0].sum() - both.backward[0].sum()) < 2e-3
+    )  # backward on a text is forward on its reverse
     g = aot.backward_decoder(lm, text, max_new_tokens=4, seed=1)
     assert [s["token"] for s in g.steps] == g.ids[::-1] and g.prompt_ids == ids and g.text == Letters().decode(g.ids)
 

@@ -26,7 +26,9 @@ def factorise(joint: Tensor,  # probabilities [V] * T, summing to 1
 # %% ../../nbs/theory/34_arrow_exact.ipynb #c007
 def _keys(ids: np.ndarray, order: int, vocab_size: int) -> np.ndarray:
     "The n-gram that starts at each place of a ring, as a number."
-    return sum(np.roll(ids, -j).astype(object if vocab_size**order > 2**62 else np.int64) * vocab_size ** (order - 1 - j) for j in range(order))
+    return sum(
+        np.roll(ids, -j).astype(object if vocab_size**order > 2**62 else np.int64) * vocab_size ** (order - 1 - j) for j in range(order)
+    )
 
 
 def _counts(keys: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -56,7 +58,8 @@ def ngram_arrow(ids,  # token ids [n], one row
     if order < 1: raise ValueError(f"order must be >= 1, got {order}")
     if alpha is not None and not alpha > 0: raise ValueError(f"alpha must be > 0, or None for Kneser-Ney, got {alpha}")
     train, test = (ids[:len(ids) * 4 // 5], ids[len(ids) * 4 // 5:]) if test is None else (ids, np.asarray(test, dtype=np.int64))
-    if min(len(train), len(test)) < max(order, block): raise ValueError(f"train and test must hold {max(order, block)} ids, got {len(train)} and {len(test)}")
+    if min(len(train), len(test)) < max(order, block):
+        raise ValueError(f"train and test must hold {max(order, block)} ids, got {len(train)} and {len(test)}")
     test, V = test[:len(test) // block * block], vocab_size or int(max(train.max(), test.max())) + 1
     nll = _kneser_ney(train, test, order, V) if alpha is None else ring_losses(train, test, order, alpha, V)
     return _as_arrow(nll, test, V, block)
@@ -72,7 +75,9 @@ def _kneser_ney(train: np.ndarray, test: np.ndarray, order: int, V: int) -> np.n
 def _as_arrow(nll: np.ndarray, test: np.ndarray, V: int, block: int) -> Arrow:
     "Losses along one text, blocks as its strings."
     cut, strings = torch.from_numpy(nll.copy()).reshape(2, 1, -1, block), torch.from_numpy(test.copy()).reshape(-1, block)
-    data = ArrowData(lambda B, g=None: strings[torch.randint(len(strings), (B,), generator=g)], strings, torch.arange(len(strings)), V + 1, V)
+    data = ArrowData(
+        lambda B, g=None: strings[torch.randint(len(strings), (B,), generator=g)], strings, torch.arange(len(strings)), V + 1, V
+    )
     sums, gap = cut.sum(-1).numpy()[:, 0], float(nll[1].sum() / nll[0].sum() - 1)
     draws = np.random.default_rng(0).multinomial(len(strings), np.full(len(strings), 1 / len(strings)), size=2000) @ sums.T
     low, high = np.quantile(draws[:, 1] / draws[:, 0] - 1, [0.025, 0.975])

@@ -24,7 +24,13 @@ class RecurrentLM(nn.Module, LM):
     def __init__(self, vocab_size: int, d_model: int = 64, n_layers: int = 2, cell: str = "gru", tokenizer=None):
         super().__init__()
         if cell not in ("gru", "lstm"): raise ValueError(f"cell must be gru or lstm, got {cell!r}")
-        self.vocab_size, self.d_model, self.n_layers, self.tokenizer, self.context_length = vocab_size, d_model, n_layers, tokenizer, 1 << 30
+        self.vocab_size, self.d_model, self.n_layers, self.tokenizer, self.context_length = (
+            vocab_size,
+            d_model,
+            n_layers,
+            tokenizer,
+            1 << 30,
+        )
         self.tok = nn.Embedding(vocab_size, d_model)
         self.cells = (nn.GRU if cell == "gru" else nn.LSTM)(d_model, d_model, n_layers, batch_first=True)
         self.head = nn.Linear(d_model, vocab_size)
@@ -39,7 +45,8 @@ class RecurrentLM(nn.Module, LM):
 
     def forward(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
         "The LM contract; a recurrent model has one order, so masks and positions are refused."
-        if mask is not None or positions is not None: raise ValueError("a recurrent model reads in causal order: mask and positions must be None")
+        if mask is not None or positions is not None:
+            raise ValueError("a recurrent model reads in causal order: mask and positions must be None")
         x = self.tok(check_ids(ids, self.vocab_size)) if embeds is None else embeds
         state = None if cache is None or cache.states[0] is None else _turned(cache.states[0])
         hidden, state = self.cells(x, state)
@@ -54,7 +61,7 @@ def _turned(state):
     return tuple(_turned(s) for s in state) if isinstance(state, tuple) else state.transpose(0, 1).contiguous()
 
 # %% ../../nbs/theory/33_arrow_fit.ipynb #c005
-def small_model(kind: str = "gpt", d_model: int = 48, n_layers: int = 2, n_heads: int = 4) -> Callable:  # data -> untrained model
+def small_model(kind: str = "gpt", d_model: int = 48, n_layers: int = 2, n_heads: int = 2) -> Callable:  # data -> untrained model
     "A maker of small models: gpt, gru or lstm."
     from arlm_nb.core.transformer import Transformer, TransformerConfig
     if kind not in ("gpt", "gru", "lstm"): raise ValueError(f"kind must be gpt, gru or lstm, got {kind!r}")
@@ -85,7 +92,8 @@ def gap_interval(forward,  # mean loss of each string [seeds, M]
                  *, n: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     "Relative gap, with a bootstrap over documents and seeds."
     f, b = (np.asarray(x, dtype=float) for x in (forward, backward))
-    if len(f) < 2: warnings.warn("an interval over fewer than 2 seeds says nothing about training: only documents are resampled", stacklevel=2)
+    if len(f) < 2:
+        warnings.warn("an interval over fewer than 2 seeds says nothing about training: only documents are resampled", stacklevel=2)
     group = np.unique(np.asarray(groups), return_inverse=True)[1]
     per = np.stack([[np.bincount(group, row) for row in x] for x in (f, b)])  # [2, seeds, documents]
     rng, (_, S, G) = np.random.default_rng(seed), per.shape
@@ -158,7 +166,7 @@ Arrow.plot = _plot
 
 # %% ../../nbs/theory/33_arrow_fit.ipynb #c013
 def train_direction(make_model: Callable, data: ArrowData, direction: str, *, steps: int, seed: int = 0, batch_size: int = 64,
-                    lr: float = 3e-3, warmup: int = 50, every: int = 50, **options):  # (model, [(step, loss)])
+                    lr: float = 3e-3, warmup: int = 50, every: int = 25, **options):  # (model, [(step, loss)])
     "One model, and its test loss on the way."
     from arlm_nb.core.training import fit, next_token
     torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_BYTES', 'RUNS', 'train_sparse', 'train_involution', 'train_primes', 'train_docs', 'train_shuffled', 'Run',
-           'text_data', 'text_tokenizer', 'train_run', 'load_run']
+           'text_data', 'text_tokenizer', 'train_run', 'load_run', 'load_runs']
 
 # %% ../../nbs/theory/35_arrow_runs.ipynb #c002
 import json
@@ -27,6 +27,7 @@ class Run:
     sizes: dict  # of `small_model`
     batch_size: int = 64
     text: bool = False  # has a tokenizer
+    every: int = 25  # steps between looks at the test loss
     seeds: tuple = (0, 1)
 
     def model(self) -> Callable: return small_model(**self.sizes)
@@ -36,7 +37,7 @@ def text_data(tokenizer, seed: int = 0, shuffled: bool = False, context: int = 6
     "Docstrings; tests are on packages that no model has seen."
     from arlm_nb.core.datasets import docs
     corpus = docs(max_bytes=TEXT_BYTES)
-    return arrow_data(corpus.train, tokenizer, context, test=corpus.test, limit=768, shuffled=shuffled, seed=seed)
+    return arrow_data(corpus.train, tokenizer, context, test=corpus.test, limit=512, shuffled=shuffled, seed=seed)
 
 
 def text_tokenizer():
@@ -46,14 +47,32 @@ def text_tokenizer():
     return Tokenizer.train(docs(max_bytes=TEXT_BYTES).train, "bpe", 512)
 
 # %% ../../nbs/theory/35_arrow_runs.ipynb #c004
-_small, _text = {"d_model": 48}, {"d_model": 64}
+_small, _text = {"d_model": 48, "n_heads": 2}, {"d_model": 64, "n_heads": 2}
 
 RUNS = {
-    "sparse": Run(lambda t, seed: language_data(LinearLanguage(10, 2), seed=10_000 + seed), 400, "Linear language, shuffled bidiagonal M: weight 1.9, its inverse 5.5", _small),
-    "involution": Run(lambda t, seed: language_data(LinearLanguage(10, 2, "involution"), seed=10_000 + seed), 400, "Linear language, M = M^-1 of weight 1.9: the control", _small),
-    "primes": Run(lambda t, seed: language_data(PrimeProducts(2), seed=10_000 + seed), 400, "Products of two primes of two digits", _small),
-    "docs": Run(text_data, 400, "Docstrings, BPE 512, context 64", _text, 16, text=True),
-    "shuffled": Run(lambda t, seed: text_data(t, seed, shuffled=True), 400, "The same windows, each with its tokens in random order: the ablation", _text, 16, text=True),
+    "sparse": Run(
+        lambda t, seed: language_data(LinearLanguage(10, 2), seed=10_000 + seed),
+        300,
+        "Linear language, shuffled bidiagonal M: weight 1.9, its inverse 5.5",
+        _small,
+    ),
+    "involution": Run(
+        lambda t, seed: language_data(LinearLanguage(10, 2, "involution"), seed=10_000 + seed),
+        300,
+        "Linear language, M = M^-1 of weight 1.9: the control",
+        _small,
+    ),
+    "primes": Run(lambda t, seed: language_data(PrimeProducts(2), seed=10_000 + seed), 300, "Products of two primes of two digits", _small),
+    "docs": Run(text_data, 200, "Docstrings, BPE 512, context 64", _text, 16, text=True, every=50),
+    "shuffled": Run(
+        lambda t, seed: text_data(t, seed, shuffled=True),
+        200,
+        "The same windows, each with its tokens in random order: the ablation",
+        _text,
+        16,
+        text=True,
+        every=50,
+    ),
 }
 
 # %% ../../nbs/theory/35_arrow_runs.ipynb #c005
@@ -69,12 +88,22 @@ def train_run(name: str) -> Arrow:
     from arlm_nb.core.paths import writable_path
     run, folder = _get(name), writable_path("checkpoints", "theory", f"arrow-{name}")
     tokenizer = text_tokenizer() if run.text else None
-    arrow = arrow_of_time(run.model(), run.data(tokenizer, 0), steps=run.steps, seeds=run.seeds, batch_size=run.batch_size)
+    arrow = arrow_of_time(run.model(), run.data(tokenizer, 0), steps=run.steps, seeds=run.seeds, batch_size=run.batch_size, every=run.every)
     tensors = {f"{d}.{s}.{k}": v.half() for (d, s), m in arrow.models.items() for k, v in m.state_dict().items()}
     write_tensors(folder / "models.safetensors", tensors, {"format": "arlm_nb"})
     if tokenizer is not None: tokenizer.save(folder / "tokenizer.json")
-    note = {"model": "pairs of Transformers, forward and backward", "about": run.about, "command": f"python -m arlm_nb.train_checkpoints theory/arrow-{name}"}
-    note |= {"seeds": list(run.seeds), "steps": run.steps, "batch_size": run.batch_size, "sizes": run.sizes, "torch": torch.__version__.split("+")[0]}
+    note = {
+        "model": "pairs of Transformers, forward and backward",
+        "about": run.about,
+        "command": f"python -m arlm_nb.train_checkpoints theory/arrow-{name}",
+    }
+    note |= {
+        "seeds": list(run.seeds),
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "sizes": run.sizes,
+        "torch": torch.__version__.split("+")[0],
+    }
     rounded = {k: [round(float(v), 5) for v in arrow.curves[k]] for k in DIRECTIONS}
     note["curves"] = {k: [int(v) for v in arrow.curves[k]] for k in ("seed", "step")} | rounded
     (folder / "note.json").write_text(json.dumps(note) + "\n")
@@ -94,6 +123,11 @@ def load_run(name: str, seed: int = 0) -> Arrow:  # seed: of the test strings
         m.load_state_dict({k.split(".", 2)[2]: v.float() for k, v in tensors.items() if k.startswith(f"{d}.{s}.")})
         m.name = f"arrow-{name}, {d}, seed {s}"
     return measure(models, data, DataFrame(note["curves"]))
+
+
+def load_runs(seed: int = 0) -> dict[str, Arrow]:
+    "All trained pairs."
+    return {name: load_run(name, seed) for name in RUNS}
 
 
 def _trainer(name: str) -> Callable: return lambda: train_run(name)

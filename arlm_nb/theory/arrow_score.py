@@ -82,7 +82,8 @@ def score_directions(lm_forward, lm_backward,  # two LMs with one tokenizer
     texts = [texts] if isinstance(texts, str) else list(texts)
     check_tokenizers(lm_forward, lm_backward, texts)
     rows = [lm_forward.tokenizer.encode(t) for t in texts]
-    if not rows or not all(rows): raise ValueError("every text must hold at least one token, got an empty one" if rows else "no text was given")
+    if not rows or not all(rows):
+        raise ValueError("every text must hold at least one token, got an empty one" if rows else "no text was given")
     f, b = ([surprisal(lm, ids, d, bos) for ids in rows] for lm, d in ((lm_forward, "forward"), (lm_backward, "backward")))
     return Directions(texts, [[lm_forward.tokenizer.token(i) for i in ids] for ids in rows], f, b)
 
