@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_BYTES', 'RUNS', 'train_sparse', 'train_involution', 'train_primes', 'train_docs', 'train_shuffled', 'Run',
-           'text_data', 'text_tokenizer', 'train_run', 'load_run', 'load_runs']
+           'text_data', 'text_tokenizer', 'save_run', 'train_run', 'load_run', 'load_runs']
 
 # %% ../../nbs/theory/35_arrow_runs.ipynb #c002
 import json
@@ -15,7 +15,7 @@ from .arrow_data import DIRECTIONS, ArrowData, arrow_data, language_data
 from .arrow_fit import Arrow, arrow_of_time, measure, small_model
 from .arrow_languages import LinearLanguage, PrimeProducts
 
-TEXT_BYTES = 3_000_000  # of training text
+TEXT_BYTES = 1_000_000  # of training text
 
 # %% ../../nbs/theory/35_arrow_runs.ipynb #c003
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def text_data(tokenizer, seed: int = 0, shuffled: bool = False, context: int = 6
     "Docstrings; tests are on packages that no model has seen."
     from arlm_nb.core.datasets import docs
     corpus = docs(max_bytes=TEXT_BYTES)
-    return arrow_data(corpus.train, tokenizer, context, test=corpus.test, limit=512, shuffled=shuffled, seed=seed)
+    return arrow_data(corpus.train, tokenizer, context, test=corpus.test, limit=256, shuffled=shuffled, seed=seed)
 
 
 def text_tokenizer():
@@ -63,13 +63,13 @@ RUNS = {
         _small,
     ),
     "primes": Run(lambda t, seed: language_data(PrimeProducts(2), seed=10_000 + seed), 300, "Products of two primes of two digits", _small),
-    "docs": Run(text_data, 200, "Docstrings, BPE 512, context 64", _text, 16, text=True, every=50),
+    "docs": Run(text_data, 150, "Docstrings, BPE 512, context 64", _text, 8, text=True, every=50),
     "shuffled": Run(
         lambda t, seed: text_data(t, seed, shuffled=True),
-        200,
+        150,
         "The same windows, each with its tokens in random order: the ablation",
         _text,
-        16,
+        8,
         text=True,
         every=50,
     ),
@@ -82,31 +82,28 @@ def _get(name: str) -> Run:
     return RUNS[name]
 
 
-def train_run(name: str) -> Arrow:
-    "Train the pairs of one run and write the checkpoint `theory/arrow-<name>`: weights in half precision, curves, tokenizer."
+def save_run(name: str, arrow: Arrow):
+    "Write the checkpoint `theory/arrow-<name>`: weights in half precision, curves, tokenizer."
     from arlm_nb.core.checkpoints import write_tensors
     from arlm_nb.core.paths import writable_path
     run, folder = _get(name), writable_path("checkpoints", "theory", f"arrow-{name}")
-    tokenizer = text_tokenizer() if run.text else None
-    arrow = arrow_of_time(run.model(), run.data(tokenizer, 0), steps=run.steps, seeds=run.seeds, batch_size=run.batch_size, every=run.every)
     tensors = {f"{d}.{s}.{k}": v.half() for (d, s), m in arrow.models.items() for k, v in m.state_dict().items()}
     write_tensors(folder / "models.safetensors", tensors, {"format": "arlm_nb"})
-    if tokenizer is not None: tokenizer.save(folder / "tokenizer.json")
-    note = {
-        "model": "pairs of Transformers, forward and backward",
-        "about": run.about,
-        "command": f"python -m arlm_nb.train_checkpoints theory/arrow-{name}",
-    }
-    note |= {
-        "seeds": list(run.seeds),
-        "steps": run.steps,
-        "batch_size": run.batch_size,
-        "sizes": run.sizes,
-        "torch": torch.__version__.split("+")[0],
-    }
+    if run.text: arrow.data.tokenizer.save(folder / "tokenizer.json")
+    note = {"model": "pairs of Transformers, forward and backward", "about": run.about}
+    note |= {"command": f"python -m arlm_nb.train_checkpoints theory/arrow-{name}", "torch": torch.__version__.split("+")[0]}
+    note |= {"seeds": list(run.seeds), "steps": run.steps, "batch_size": run.batch_size, "sizes": run.sizes}
     rounded = {k: [round(float(v), 5) for v in arrow.curves[k]] for k in DIRECTIONS}
     note["curves"] = {k: [int(v) for v in arrow.curves[k]] for k in ("seed", "step")} | rounded
     (folder / "note.json").write_text(json.dumps(note) + "\n")
+
+
+def train_run(name: str) -> Arrow:
+    "Train the pairs of one run and write their checkpoint."
+    run = _get(name)
+    data = run.data(text_tokenizer() if run.text else None, 0)
+    arrow = arrow_of_time(run.model(), data, steps=run.steps, seeds=run.seeds, batch_size=run.batch_size, every=run.every)
+    save_run(name, arrow)
     return arrow
 
 # %% ../../nbs/theory/35_arrow_runs.ipynb #c006
