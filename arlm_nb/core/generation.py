@@ -189,6 +189,8 @@ def greedy(lm,
            candidates: int = 0,  # record so many of the most probable tokens at each step
            ):
     "The most probable token at each step."
+    from arlm_nb.core.screened_head import screened_greedy
+    if callback is None and not candidates and (out := screened_greedy(lm, prompt, max_new_tokens, stop)): return out
     return decode_loop(
         lm,
         prompt,
