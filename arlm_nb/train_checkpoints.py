@@ -279,6 +279,11 @@ derived = {
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
     "efficiency/code-calm": ("arlm_nb.efficiency.exit_train", "train_code_calm"),
     "efficiency/code-plain": ("arlm_nb.efficiency.exit_train", "train_code_plain"),
+    "theory/arrow-sparse": ("arlm_nb.theory.arrow_runs", "train_sparse"),
+    "theory/arrow-involution": ("arlm_nb.theory.arrow_runs", "train_involution"),
+    "theory/arrow-primes": ("arlm_nb.theory.arrow_runs", "train_primes"),
+    "theory/arrow-docs": ("arlm_nb.theory.arrow_runs", "train_docs"),
+    "theory/arrow-shuffled": ("arlm_nb.theory.arrow_runs", "train_shuffled"),
 }
 
 def make(name: str) -> Path:
