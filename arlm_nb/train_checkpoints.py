@@ -264,6 +264,7 @@ def _icl_tasks_4l():
 _elsewhere = {  # name -> module and function that give the recipe
     "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),
     "decode/topics": ("arlm_nb.decode.topics", "topics_recipe"),
+    "retrieval/seal-kb": ("arlm_nb.retrieval.seal_kb", "seal_recipe"),
 }
 
 def _lazily(module: str, function: str) -> Callable:

@@ -181,6 +181,7 @@ _homes = {
     "calm": "efficiency.early_exit",
     "static_exit": "efficiency.early_exit",
     "q_filters": "efficiency.q_filters",
+    "substring_search": "retrieval.substring_search",
 }
 
 def register_decoder(key: str):
