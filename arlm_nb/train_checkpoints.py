@@ -278,6 +278,7 @@ derived = {
     "docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
     "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter"),
     "objectives/xlnet": ("arlm_nb.objectives.xlnet_train", "train_reference"),
+    "retrieval/seal-dual": ("arlm_nb.retrieval.seal_experiments", "train_kb_dual_encoder"),
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
     "efficiency/code-calm": ("arlm_nb.efficiency.exit_train", "train_code_calm"),
     "efficiency/code-plain": ("arlm_nb.efficiency.exit_train", "train_code_plain"),

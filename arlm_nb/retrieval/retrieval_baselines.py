@@ -42,7 +42,7 @@ def bm25(
     if k1 < 0 or not 0 <= b <= 1: raise ValueError(f"k1 must be >= 0 and b in [0, 1], got {k1} and {b}")
     V = max((max(d) for d in docs if len(d)), default=-1) + 1
     if not V: raise ValueError(f"the corpus holds no token ({len(docs)} documents)")
-    f = CountVectorizer(analyzer=lambda d: list(d), vocabulary=dict(zip(range(V), range(V)))).fit_transform(docs).astype(float).tocsr()
+    f = CountVectorizer(analyzer=lambda d: list(d), lowercase=False, vocabulary=dict(zip(range(V), range(V)))).fit_transform(docs).astype(float).tocsr()
     length, df = np.asarray(f.sum(1))[:, 0], np.bincount(f.indices, minlength=V)
     norm = k1 * (1 - b + b * length / length.mean())
     idf = np.log1p((len(docs) - df + 0.5) / (df + 0.5))

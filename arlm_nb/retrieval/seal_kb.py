@@ -27,11 +27,11 @@ VALUES = {  # what passages say, and the other word for it that questions use
     "mood": "brave:fearless rich:wealthy quiet:silent clever:smart angry:furious happy:cheerful lazy:idle old:elderly thin:slender kind:gentle "
             "sad:gloomy odd:strange"}
 TOLD = {
-    "work": ("earns a living as a {} .", "has been a {} for years .", "spends each day as a {} ."),
-    "home": ("lives near the {} .", "was born at the {} .", "never left the {} ."),
-    "pet": ("keeps a {} in the yard .", "walks with a {} .", "feeds a {} at night ."),
+    "work": ("earns a living as {} .", "was trained to become {} .", "works all year as {} ."),
+    "home": ("lives near {} .", "was born beside {} .", "never left {} ."),
+    "pet": ("keeps {} in the yard .", "walks with {} .", "feeds {} at night ."),
     "meal": ("eats {} on most days .", "likes {} more than all else .", "asks for {} at once ."),
-    "thing": ("carries a {} to town .", "made a {} by hand .", "will not sell the {} ."),
+    "thing": ("carries {} to town .", "made {} by hand .", "will not sell {} ."),
     "mood": ("is {} as people say .", "seems {} at first .", "was always {} .")}
 ASKED = {"work": "employed", "home": "residing", "pet": "owner", "meal": "diet", "thing": "having", "mood": "character"}
 FILLER = ("people say so .", "that was long ago .", "it rained a lot in those days .", "all of this is well known .", "nobody knows more .")
@@ -98,7 +98,7 @@ def knowledge_base(n: int = 400, seed: int = 0) -> KnowledgeBase:
 def question(
     kb: KnowledgeBase, i: int, rng: random.Random,
     facts: int = 3,  # named, 1 to 6
-    verbatim: float = 0.15,  # chance of the passage's own word
+    verbatim: float = 0.3,  # chance of the passage's own word
 ) -> str:
     "A question that only passage i answers, if one is found in 20 tries."
     p = kb.people[i]
@@ -109,10 +109,14 @@ def question(
     return "who " + " ; ".join(f"{ASKED[a]} {word(a)}" for a in named)
 
 
-def kb_questions(kb: KnowledgeBase, n: int = 200, seed: int = 1, seen: bool = False) -> tuple[list[str], list[int]]:  # questions, passages
+def kb_questions(
+    kb: KnowledgeBase, n: int = 200, seed: int = 1,
+    seen: bool = False,  # about passages of training
+    verbatim: float = 0.3,
+) -> tuple[list[str], list[int]]:  # questions, passages
     "One question for each of n passages, of those that training has not seen (or has)."
     rng, of = random.Random(f"questions {seed}"), (kb.seen if seen else kb.unseen)[:n]
-    return [question(kb, i, rng) for i in of], list(of)
+    return [question(kb, i, rng, verbatim=verbatim) for i in of], list(of)
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c008
 class Pair(NamedTuple):
@@ -154,12 +158,12 @@ def seal_pairs(
     return out
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c011
-def pair_batch(kb: KnowledgeBase, questions: int, rng: torch.Generator) -> dict[str, Tensor]:  # ids, weights [13 questions, T + 1]
-    "Fresh questions about passages of training."
+def pair_batch(kb: KnowledgeBase, questions: int, rng: torch.Generator) -> dict[str, Tensor]:  # ids, weights [6 questions, T + 1]
+    "Fresh questions about passages of training, three n-grams each."
     r, tok = random.Random(int(torch.randint(1 << 62, (1,), generator=rng))), kb_tokenizer()
     of = r.choices(kb.seen, k=questions)
     docs = {i: (tok.encode(kb.people[i].name + " @"), tok.encode(kb.people[i].body)) for i in of}
-    pairs = seal_pairs([(tok.encode(question(kb, i, r, r.choice((2, 3, 3, 4)))), i) for i in of], docs, r)
+    pairs = seal_pairs([(tok.encode(question(kb, i, r, r.choice((3, 4, 5, 6)), 0.3)), i) for i in of], docs, r, ngrams=3)
     longest = max(len(p.source) + len(p.target) for p in pairs)
     ids, weights = torch.zeros(len(pairs), longest, dtype=torch.long), torch.zeros(len(pairs), longest)
     for row, (source, target) in enumerate(pairs):
@@ -177,22 +181,26 @@ def smoothed(model, batch: dict, rng=None):
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c012
 def seal_recipe():
-    "`retrieval/seal-kb`: 3 layers, 0.4M parameters."
+    "`retrieval/seal-kb`: 2 layers, 0.1M parameters."
     from arlm_nb.core.transformer import TransformerConfig
     from arlm_nb.train_checkpoints import Recipe
     tok = kb_tokenizer()
-    config = TransformerConfig(tok.vocab_size, 96, 3, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=256, bias=False)
+    config = TransformerConfig(tok.vocab_size, 64, 2, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=172, bias=False)
     about = "Questions to n-grams and titles of the passages that answer them; half of a knowledge base of 400"
-    return Recipe("retrieval/seal-kb", lambda: (config, tok), lambda _: lambda step, rng: pair_batch(knowledge_base(), 6, rng), _measure, 1500, smoothed,
-                  dict(lr=3e-3, schedule="one_cycle", weight_decay=0.01, log_every=20, checkpoint_every=250), about)
+    return Recipe("retrieval/seal-kb", lambda: (config, tok), lambda _: lambda step, rng: pair_batch(knowledge_base(), 10, rng), _measure, 600, smoothed,
+                  dict(lr=3e-3, warmup=30, weight_decay=0.01, log_every=20, checkpoint_every=100), about)
 
 
 def _measure(lm) -> dict:
-    "Share of probability on the right words, on questions about passages of either half."
-    from arlm_nb.core.lm import LM
+    "How often the right word is the most probable one behind `earns a living as`, ..., in questions about passages of either half that name it by its other word."
     kb, tok, out = knowledge_base(), kb_tokenizer(), {}
     for name, seen in (("seen", True), ("unseen", False)):
-        asked, gold = kb_questions(kb, 100, seen=seen)
-        logp = [LM.score_continuations(lm, tok.encode(prompts(q)[1]), [tok.encode(kb.people[g].name + " @")])[0] for q, g in zip(asked, gold)]
-        out[f"title_nats_{name}"] = round(-float(torch.stack(logp).mean()), 3)
+        hits, (asked, gold) = [], kb_questions(kb, 100, seen=seen, verbatim=0.0)
+        for q, g in zip(asked, gold):
+            for a, word in kb.people[g].facts.items():
+                if synonyms()[a][word] not in q.split(): continue
+                told = TOLD[a][0].split("{}")[0]
+                with torch.no_grad(): logits = lm(torch.tensor([tok.encode(f"{prompts(q)[0]} {told}")])).logits[0, -1]
+                hits.append(int(logits.argmax()) == tok.encode(word)[0])
+        out[f"right_words_{name}"] = round(sum(hits) / len(hits), 4)
     return out

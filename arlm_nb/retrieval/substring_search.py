@@ -14,7 +14,7 @@ from .fm_index import FMIndex, Span
 from .ngram_decode import Key, NgramHits, decode_ngrams, decode_substring, rescore, substring_processor
 from .ngram_scores import SCORERS, Evidence, RankTable, ngram_weight, score_documents
 from .retrieval_baselines import DenseIndex, DualEncoder, bm25, fit_dual_encoder, generate_titles, title_trie
-from .seal_experiments import RetrievalTable, absent_keys, compare, evaluate_retrieval, hits_of, index_sizes, kb_dual_encoder, methods
+from .seal_experiments import RetrievalTable, absent_keys, compare, evaluate_retrieval, hits_of, index_sizes, load_kb_dual_encoder, methods
 from .seal_kb import KnowledgeBase, kb_questions, kb_tokenizer, knowledge_base, prompts, seal_pairs
 
 _all_ = ["FMIndex", "Span", "Key", "NgramHits", "decode_ngrams", "decode_substring", "rescore", "substring_processor", "SCORERS", "Evidence", "RankTable",
@@ -49,12 +49,12 @@ def search(
     threshold="unseen passages: hits@1 >= BM25 + 0.10, >= LM scorer + 0.05 and >= 0.5; identifier generation <= 0.05; index <= 2 x the ids at 16 bits and less than vectors "
     "with the ids; keys of unconstrained generation that occur nowhere > 0",
 )
-def substring_search_claim(seed: int = 0, questions: int = 200, dual=None) -> list[Measured]:
+def substring_search_claim(seed: int = 0, questions: int = 200) -> list[Measured]:
     "Two hundred questions in other words."
     from arlm_nb.core.checkpoints import load_lm
     from arlm_nb.core.statistics import wilson
     lm, kb = load_lm("retrieval/seal-kb"), knowledge_base()
-    every = methods(lm, kb, dual or kb_dual_encoder(kb, seed=seed))
+    every = methods(lm, kb, load_kb_dual_encoder())
     asked, gold = kb_questions(kb, questions, seed=seed + 1)
     first = {n: evaluate_retrieval(m, asked, gold).hits(1) for n, m in every.items()}
     share = {n: float(h.mean()) for n, h in first.items()}
