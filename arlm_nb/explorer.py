@@ -7,7 +7,7 @@ __all__ = ['panels', 'models', 'reads_text', 'need_text', 'lens_panel', 'vector_
 # %% ../nbs/explorer.ipynb #c002
 from collections.abc import Callable
 
-from .core.checkpoints import checkpoint_names, read_note, checkpoint_path
+from .core.checkpoints import checkpoint_names, checkpoint_path, english_model, read_note
 from .core.lm import LM, load_lm
 
 # %% ../nbs/explorer.ipynb #c004
@@ -105,11 +105,11 @@ panels: dict[str, Callable] = {
 # %% ../nbs/explorer.ipynb #c009
 class Explorer:
     "Model chooser and panels; a panel is built when its tab is opened and kept until the model changes."
-    def __init__(self, model: str = "docs-1m"):
+    def __init__(self, model: str | None = None):  # None: the best model of English that is here
         import ipywidgets as w
 
         self.choice = w.Combobox(
-            value=model,
+            value=model or english_model(),
             options=models(),
             description="model",
             ensure_option=False,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .core.checkpoints import english_model
 from .core.lm import LM, load_lm
 
 # %% ../nbs/tour.ipynb #c004
@@ -20,7 +21,7 @@ def markov_part(lm: LM | None = None) -> dict:
 def lens_part(lm: LM | None = None) -> dict:
     "Logit lens against tuned lens on real English."
     from arlm_nb.interp.tuned_lens import tour_section
-    return tour_section(lm or load_lm("docs-1m"))
+    return tour_section(lm or load_lm(english_model()))
 
 def vector_part(lm: LM | None = None) -> dict:
     "A function vector found by causal mediation, then used without examples."
@@ -30,7 +31,7 @@ def vector_part(lm: LM | None = None) -> dict:
 def watermark_part(lm: LM | None = None) -> dict:
     "A watermark, read again after 30% of the tokens were edited."
     from arlm_nb.watermark.distortion_free import tour_section
-    return tour_section(lm or load_lm("docs-1m"))
+    return tour_section(lm or load_lm(english_model()))
 
 parts: dict[str, Callable] = {
     "Markov chain": markov_part,
@@ -98,7 +99,8 @@ def run_tour(model: str | None = None,  # a shipped model, a local folder or a H
     for name in parts:
         found.append(run_part(name, lm))
         print(summary(found[-1]), flush=True)
-    about = f"A tour of `{lm.name}`" if lm else "A tour of the shipped models `docs-1m` and `icl-tasks`"
+    shipped = dict.fromkeys(["docs-1m", english_model(), "icl-tasks"])
+    about = f"A tour of `{lm.name}`" if lm else f"A tour of the shipped models {', '.join(f'`{n}`' for n in shipped)}"
     out.write_text(
         report_html("arlm_nb: the tour", [f"{about}. Every number was measured in this run.", *report_parts(found)]), encoding="utf-8"
     )

@@ -255,11 +255,6 @@ def _icl_tasks():
     from arlm_nb.interp.icl_tasks import icl_tasks_recipe
     return icl_tasks_recipe()
 
-@recipe("icl-tasks-4l")
-def _icl_tasks_4l():
-    from arlm_nb.interp.icl_tasks import icl_tasks_4l_recipe
-    return icl_tasks_4l_recipe()
-
 # %% ../nbs/train_checkpoints.ipynb #c015a
 _elsewhere = {  # name -> module and function that give the recipe
     "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),
@@ -276,9 +271,13 @@ recipes |= {name: _lazily(*where) for name, where in _elsewhere.items()}
 # %% ../nbs/train_checkpoints.ipynb #c017
 derived = {
     "docs-1m-lens": ("arlm_nb.interp.lens_reference", "fit_reference_lens"),
+    "docs-10m-lens": ("arlm_nb.interp.lens_reference", "fit_large_lens"),
     "speculative/feature-drafter": ("arlm_nb.speculative.feature_drafter", "fit_feature_drafter"),
+    "decode/docs-hmm": ("arlm_nb.decode.hmm_distill", "fit_docs_hmm"),
+    "decode/topics-hmm": ("arlm_nb.decode.hmm_distill", "fit_topics_hmm"),
     "objectives/xlnet": ("arlm_nb.objectives.xlnet_train", "train_reference"),
     "retrieval/seal-dual": ("arlm_nb.retrieval.seal_experiments", "train_kb_dual_encoder"),
+    "interp/fact-world": ("arlm_nb.interp.fact_world", "train_fact_world"),
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
     "efficiency/code-calm": ("arlm_nb.efficiency.exit_train", "train_code_calm"),
     "efficiency/code-plain": ("arlm_nb.efficiency.exit_train", "train_code_plain"),
@@ -294,10 +293,8 @@ def make(name: str) -> Path:
     return data_path("checkpoints", name)
 
 def main(names: list[str] | None = None):
-    "Make the given checkpoints, or all that are missing (`docs-10m` only where there is a GPU)."
-    missing = [
-        n for n in [*recipes, *derived] if not data_path("checkpoints", n).is_dir() and (n != "docs-10m" or torch.cuda.is_available())
-    ]
+    "Make the given checkpoints, or all that are missing."
+    missing = [n for n in [*recipes, *derived] if not data_path("checkpoints", n).is_dir()]
     for name in names or missing:
         began = time.time()
         folder = make(name)

@@ -17,7 +17,7 @@ from arlm_nb.kernels.masked_confidence import masked_confidence
 from arlm_nb.kernels.masked_log_softmax import _masked, masked_log_softmax
 from arlm_nb.kernels.masked_log_softmax import _reference as log_softmax_reference
 from arlm_nb.kernels.philox import philox4x32, philox_uniform, uniform_reference
-from arlm_nb.kernels.roofline import spin
+from arlm_nb.kernels.spin import spin
 from tests.kernel_cases_scans import MORE_CASES
 
 
@@ -297,6 +297,6 @@ def k_seq_cases(rng):
 CASES = {
     "philox": philox_cases, "levenshtein_align": align_cases, "key_costs": keyed_cases, "kl_to_teacher": kl_cases,
     "debruijn_push": lambda rng: debruijn_cases(rng, True), "debruijn_pull": lambda rng: debruijn_cases(rng, False),
-    "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "roofline": spin_cases,
+    "keyed_sample": sample_cases, "masked_log_softmax": log_softmax_cases, "spin": spin_cases,
     "masked_confidence": confidence_cases, "k_seq_select": k_seq_cases, **MORE_CASES,
 }

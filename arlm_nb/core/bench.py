@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .claims import versions
-from .paths import package_folder, unknown, writable_path
+from .paths import marked, package_folder, unknown, writable_path
 
 # %% ../../nbs/core/93_bench.ipynb #c004
 def time_cpu(
@@ -85,7 +85,6 @@ class Benchmark:
 
 
 _BENCHMARKS: dict[str, Benchmark] = {}
-_MARK = re.compile(r"^@benchmark\(\s*[\"']([\w./-]+)[\"']", re.M)
 
 
 def benchmark(
@@ -102,13 +101,9 @@ def benchmark(
 # %% ../../nbs/core/93_bench.ipynb #c012
 def benchmark_modules() -> dict[str, str]:  # key -> module
     "The benchmarks of the installed package."
-    top, found = package_folder(), {}
-    for path in sorted(top.rglob("*.py")):
-        parts = path.relative_to(top).with_suffix("").parts
-        module, text = ".".join(("arlm_nb", *parts)), path.read_text(encoding="utf-8")
-        found |= {key: module for key in _MARK.findall(text)}
-        if parts[0] == "kernels" and re.search(r"^def bench\(", text, re.M): found[".".join(parts)] = module
-    return found
+    kernels = {f"kernels.{path.stem}": f"arlm_nb.kernels.{path.stem}" for path in sorted((package_folder() / "kernels").glob("*.py"))
+               if re.search(r"^def bench\(", path.read_text(encoding="utf-8"), re.M)}
+    return marked("benchmark") | kernels
 
 
 def benchmarks() -> list[str]:

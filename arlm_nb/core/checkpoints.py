@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['read_tensors', 'write_tensors', 'save_checkpoint', 'load_checkpoint', 'read_note', 'checkpoint_names',
-           'checkpoint_path', 'load_lm']
+           'english_model', 'checkpoint_path', 'load_lm']
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c002
 import json
@@ -99,6 +99,11 @@ def checkpoint_names() -> list[str]:
             if not n.parent.name.endswith(".tmp")
         }
     )
+
+
+def english_model() -> str:
+    "The best model of English that is here: docs-10m in a checkout; docs-1m where only the wheel is installed, in which the large one does not travel."
+    return next((n for n in ("docs-10m", "docs-1m") if n in checkpoint_names()), "docs-1m")
 
 
 def checkpoint_path(name: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .catalog import catalog, measured, papers, state
-from .paths import package_folder, unknown, writable_path
+from .paths import marked, unknown, writable_path
 
 if TYPE_CHECKING: from pandas import DataFrame
 
@@ -73,16 +73,9 @@ def claim(
     return register
 
 # %% ../../nbs/core/90_claims.ipynb #c010
-_MARK = re.compile(r"^@claim\(\s*[\"']([\w./-]+)[\"']", re.M)
-
-
 def claim_modules() -> dict[str, str]:  # claim -> module, sorted by module
     "The claims of the installed package."
-    top, found = package_folder(), {}
-    for path in sorted(top.rglob("*.py")):
-        module = ".".join(("arlm_nb", *path.relative_to(top).with_suffix("").parts))
-        for key in _MARK.findall(path.read_text(encoding="utf-8")): found[key] = module
-    return found
+    return marked("claim")
 
 
 def claims() -> list[str]:

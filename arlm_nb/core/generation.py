@@ -8,12 +8,13 @@ __all__ = ['Cost', 'Generation', 'encode_prompts', 'decode_text', 'check_budget'
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from .masks import causal
-from .paths import unknown
+from .paths import marked, unknown
 from .sampling import draw, row_generators, warp
 
 # %% ../../nbs/core/21_generation.ipynb #c004
@@ -162,27 +163,6 @@ def _describe(logits: Tensor, tokens: Tensor, n: int, candidates: int) -> list[d
 
 # %% ../../nbs/core/21_generation.ipynb #c015
 _decoders: dict[str, Callable] = {}
-_homes = {
-    "contrastive_search": "decode.contrastive_search",
-    "momentum_decoding": "decode.momentum_decoding",
-    "diverse_contrastive_search": "decode.contrastive_search",
-    "no_repeat_ngram": "decode.repetition",
-    "repetition_penalty": "decode.repetition",
-    "neurologic_astar": "decode.neurologic_astar",
-    "speculative": "core.speculative",
-    "opt_tree": "speculative.opt_tree",
-    "spectr": "speculative.spectr",
-    "function_vectors": "interp.function_vectors",
-    "tuned_lens": "interp.tuned_lens",
-    "exp_watermark": "watermark.distortion_free",
-    "its_watermark": "watermark.distortion_free",
-    "set_based_prompting": "prompting.set_based_prompting",
-    "free": "efficiency.early_exit",
-    "calm": "efficiency.early_exit",
-    "static_exit": "efficiency.early_exit",
-    "q_filters": "efficiency.q_filters",
-    "substring_search": "retrieval.substring_search",
-}
 
 def register_decoder(key: str):
     "Decorator: offer a decoder under a key."
@@ -190,16 +170,12 @@ def register_decoder(key: str):
     return add
 
 def decoders() -> list[str]:
-    "Keys of all decoders whose module is there."
-    from importlib.util import find_spec
-    found = [k for k, m in _homes.items() if find_spec(f"arlm_nb.{m.split('.')[0]}") and find_spec(f"arlm_nb.{m}")]
-    return sorted({*_decoders, *found})
+    "Keys of all decoders: the package's, and those registered in this session."
+    return sorted({*_decoders, *marked("register_decoder")})
 
 def get_decoder(key: str) -> Callable:
     "A decoder by key."
-    if key not in _decoders and key in decoders():
-        from importlib import import_module
-        import_module(f"arlm_nb.{_homes[key]}")
+    if key not in _decoders and (home := marked("register_decoder").get(key)): import_module(home)
     if key not in _decoders: raise unknown("decoder", key, decoders())
     return _decoders[key]
 
@@ -213,6 +189,8 @@ def greedy(lm,
            candidates: int = 0,  # record so many of the most probable tokens at each step
            ):
     "The most probable token at each step."
+    from arlm_nb.core.screened_head import screened_greedy
+    if callback is None and not candidates and (out := screened_greedy(lm, prompt, max_new_tokens, stop)): return out
     return decode_loop(
         lm,
         prompt,

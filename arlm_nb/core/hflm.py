@@ -5,6 +5,7 @@ __all__ = ['Call', 'trace', 'Parts', 'find_blocks', 'find_final', 'find_in_block
            'HFLM', 'load_pretrained', 'forward_layers', 'site_names', 'install_sites', 'W_O', 'b_O']
 
 # %% ../../nbs/core/16_hflm.ipynb #c002
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -373,7 +374,7 @@ def _running(self: HFLM, x_len: int, batch: int, cache, positions, mask):
         finally: self._mask_now, self._positions_now = state
 
 # %% ../../nbs/core/16_hflm.ipynb #c022
-def _forward(self: HFLM, ids=None, *, embeds=None, cache: KVCache | None = None, positions=None, mask=None, memory=None) -> LMOutput:
+def _forward(self: HFLM, ids=None, *, embeds=None, cache: KVCache | None = None, positions=None, mask=None, memory=None, **also) -> LMOutput:
     "The LM contract."
     if (ids is None) == (embeds is None): raise ValueError("give either ids or embeds")
     if memory is not None: raise ValueError("a Hugging Face causal LM has no cross-attention: memory must be None")
@@ -384,17 +385,23 @@ def _forward(self: HFLM, ids=None, *, embeds=None, cache: KVCache | None = None,
         handle = self.parts.head.register_forward_pre_hook(lambda m, args: hidden.append(args[0]))
         try:
             out = self.model(**({"input_ids": ids} if embeds is None else {"inputs_embeds": embeds}), **self._position_argument(positions),
-                             past_key_values=None if cache is None else hf_cache(cache), use_cache=cache is not None)
+                             past_key_values=None if cache is None else hf_cache(cache), use_cache=cache is not None, **also)
         finally: handle.remove()
     if cache is not None: cache.advance(x.shape[1], given)
     return LMOutput(out.logits, hidden[0], cache)
+
+def _at_end(self: HFLM, ids: Tensor, **given) -> LMOutput:
+    "The forward pass with the last position's logits only, where the model can leave out the rest."
+    can = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+    out = self(ids, **given, **({"logits_to_keep": 1} if can else {}))
+    return LMOutput(out.logits[:, -1:], out.hidden[:, -1:], out.cache)
 
 def _position_argument(self: HFLM, positions: Tensor) -> dict:
     "position_ids, for models that take them."
     import inspect
     return {"position_ids": positions} if "position_ids" in inspect.signature(self.model.forward).parameters else {}
 
-HFLM._running, HFLM.__call__, HFLM.forward, HFLM._position_argument = _running, _forward, _forward, _position_argument
+HFLM._running, HFLM.__call__, HFLM.forward, HFLM.at_end, HFLM._position_argument = _running, _forward, _forward, _at_end, _position_argument
 
 # %% ../../nbs/core/16_hflm.ipynb #c023
 def forward_layers(self: HFLM, hidden: Tensor, start: int, stop: int, *, positions=None, mask=None, cache=None, memory=None) -> Tensor:

@@ -7,6 +7,8 @@ __all__ = ['beta_figure', 'ShallowDeep', 'shallow_deep_loss', 'weighted_exit_los
            'read_exit']
 
 # %% ../../nbs/efficiency/01_early_exit.ipynb #c002
+import torch
+
 from .exit_confidence import AdaptiveThreshold, BetaMixture, MetaConfidence, margin_confidence
 from .exit_decode import ExitLayers, calm, calm_threshold, free, static_exit
 from .exit_report import ExitReport, adapt, code_prompts, early_exit_claim, exit_study, study_table, sweep_target

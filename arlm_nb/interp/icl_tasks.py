@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'MAPS', 'ICLTask', 'majority_label', 'split', 'builtin_tasks', 'load_tasks', 'map_tasks', 'Template',
-           'Prompt', 'shuffled', 'mixed', 'prompt', 'prompts', 'icl_tasks_recipe', 'icl_tasks_4l_recipe']
+           'Prompt', 'shuffled', 'mixed', 'prompt', 'prompts', 'icl_tasks_recipe']
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c002
 import json
@@ -238,8 +238,3 @@ def icl_tasks_recipe():
     "`icl-tasks`: 3 layers, 0.15M parameters."
     about = "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations"
     return _maps_recipe("icl-tasks", ("word", "pair"), 1600, about, n_layers=3, positions="rotary")
-
-def icl_tasks_4l_recipe():
-    "`icl-tasks-4l`: one layer more, only the two-attribute family (composition); a table of positions tells it which word of a pair is which."
-    about = "In-context learner of two-attribute tasks over pairs of words, (first | last) x (copy | upper), 4 layers (composition)"
-    return _maps_recipe("icl-tasks-4l", ("pair",), 2000, about, n_layers=4, positions="learned")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .dispatch import Kernel, jit, prange
+from .kl_to_teacher import _QUICK, _exp
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c004
 @jit(parallel=True, fastmath=True)
@@ -78,7 +79,29 @@ def _loop(kind, p, number): # "push" or "pull"
     return _push_rows if kind == "push" else _pull_rows
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c009
-_TILE = 1 << 19 # probabilities made at a time
+_TILE, _NONE = 1 << 19, np.float32(-np.inf) # probabilities made at a time
+
+@functools.cache
+def _heat(T): # T: a number of words for which the loop is compiled and unrolled; 0: any
+    def heat(z, out, words, scale): # flat float32: softmax of scale * z, a row of `words` at a time
+        n = T if T > 0 else words
+        for r in prange(z.size // n):
+            x, e = z[r * n:r * n + n], out[r * n:r * n + n]
+            top, total = x[0], np.float32(0)
+            for t in range(n): top = x[t] if x[t] > top or x[t] != x[t] else top
+            for t in range(n):
+                e[t] = _exp((x[t] - top) * scale) if x[t] != _NONE else 0 # exactly: such a step is forbidden
+                total += e[t]
+            total = np.float32(1) / total
+            for t in range(n): e[t] *= total
+    return jit(parallel=True, fastmath=_QUICK)(heat)
+
+def _softmax(z, temperature, large): # [..., T]
+    if z.dtype != torch.float32: return torch.softmax(z / temperature, -1)
+    z, T = z.contiguous(), z.shape[-1]
+    out = torch.empty_like(z)
+    _heat(T if T <= _SMALL and large else 0)(z.view(-1).numpy(), out.view(-1).numpy(), T, np.float32(1 / temperature))
+    return out
 
 def _tiles(p, temperature): # (lo, hi, probabilities [T, hi - lo, T] contiguous) over all rests
     T, R = p.shape[:2]
@@ -87,7 +110,7 @@ def _tiles(p, temperature): # (lo, hi, probabilities [T, hi - lo, T] contiguous)
     for lo in range(0, R, step):
         part = p[:, lo:lo + step]
         if p.dtype not in (torch.float32, torch.float64): part = part.float()
-        yield lo, min(R, lo + step), part.contiguous() if temperature is None else torch.softmax(part / temperature, -1)
+        yield lo, min(R, lo + step), part.contiguous() if temperature is None else _softmax(part, temperature, p.numel() >= _LARGE)
 
 # %% ../../nbs/kernels/05_debruijn.ipynb #c010
 def _push_cpu(v, p, temperature): # v [T, R] -> [R, T]
@@ -289,15 +312,15 @@ def bench(
     repeat: int = 20,
 ) -> list[dict]: # lines of `core.bench`
     "Push, pull and push at a temperature against einsum and softmax."
-    from arlm_nb.kernels.timing import ceilings, line
-    top, lines = ceilings(device), []
+    from arlm_nb.kernels.roofline import line
+    lines = []
     heated = lambda v, z: torch.einsum("ar,art->rt", v, torch.softmax(z / 0.7, -1))
     for T, K in sizes:
         R = T ** (K - 1)
         def make(seed, last=None):
             g = torch.Generator().manual_seed(seed)
             return torch.rand((T, R) if last is None else (R, T), generator=g).to(device), torch.rand(T, R, T, generator=g).div_(T / 2).to(device)
-        both = dict(bytes=4.0 * (T * R * T + 2 * T * R), operations=2.0 * T * R * T, top=top, device=device, repeat=repeat)
+        both = dict(bytes=4.0 * (T * R * T + 2 * T * R), operations=2.0 * T * R * T, device=device, repeat=repeat)
         push, pull = lambda v, p: torch.einsum("ar,art->rt", v, p), lambda f, p: torch.einsum("art,rt->ar", p, f)
         flat = lambda fn: lambda x, p: fn(x.double(), p.double())
         shape = lambda fn: lambda x, p: fn(x, p).view(R, T)

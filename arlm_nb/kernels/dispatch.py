@@ -30,7 +30,8 @@ class LazyJit:
             closure = tuple(types.CellType(ready(cell.cell_contents)) for cell in fn.__closure__ or ())
             copy = types.FunctionType(fn.__code__, scope, fn.__name__, fn.__defaults__, closure or None)
             copy.__module__, copy.__qualname__ = fn.__module__, fn.__qualname__
-            self._compiled = numba.njit(cache=True, **self.options)(copy)
+            kept = fn.__module__ != "__main__" # on disk; a notebook's cells are not: numba would not notice that a cell it calls has changed
+            self._compiled = numba.njit(cache=kept, **self.options)(copy)
         return self._compiled
 
     def __call__(self, *args):

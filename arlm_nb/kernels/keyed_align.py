@@ -188,14 +188,13 @@ def bench(
     repeat: int = 3,
 ) -> list[dict]: # lines of `core.bench`
     "The alignment of one text with many keys; an operation is counted three times for a cell."
-    from arlm_nb.kernels.timing import ceilings, line
-    top = ceilings(device)
+    from arlm_nb.kernels.roofline import line
     def one(m, n, k, T):
         make = lambda seed: (torch.randint(50_272, (m,), generator=torch.Generator().manual_seed(seed)).to(device),)
         cells, keys = T * (m - k + 1) * n * k * k, np.arange(T)
         written = lambda ids: levenshtein_align(keyed_costs(ids, keys, n), k, 0.0).phi
         found = line(f"keyed edit alignment, {m} tokens, n {n}, k {k}, {T} keys", lambda ids: keyed_align(ids, keys, n, k, 0.0).phi, written, make,
-                     against="costs written, then aligned", bytes=4.0 * m * n, operations=3.0 * cells, top=top, exact=written, target=None,
+                     against="costs written, then aligned", bytes=4.0 * m * n, operations=3.0 * cells, exact=written, target=None,
                      device=device, repeat=repeat)
         return found | {"notes": f"{found['notes']}; {cells / found['seconds'] / 1e9:.2f} billion cells/s"}
     return [one(*size) for size in sizes]

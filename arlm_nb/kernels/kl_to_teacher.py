@@ -272,8 +272,7 @@ def bench(
     repeat: int = 5,
 ) -> list[dict]: # lines of `core.bench`
     "Forward and gradient."
-    from arlm_nb.kernels.timing import ceilings, line
-    top = ceilings(device)
+    from arlm_nb.kernels.roofline import line
     def gradient(fn): # of the mean, in the students
         def run(s, t, U):
             s = s.detach().requires_grad_()
@@ -287,5 +286,5 @@ def bench(
         exact = lambda s, t, U: gradient(plain_kl)(s.double(), t.double(), U.double())
         ours = gradient(lambda s, t, U: kl_to_teacher(s, t, U, precision="float32"))
         return line(f"KL and gradient, {L} x {N} x {d}, V {V}", ours, gradient(plain_kl), make, against="logits held", bytes=4.0 * V * d,
-                    operations=2.0 * N * V * d * (1 + 2 * L), top=top, exact=exact, target=None if device == "cpu" else 2.0, device=device, repeat=repeat)
+                    operations=2.0 * N * V * d * (1 + 2 * L), exact=exact, target=None if device == "cpu" else 2.0, device=device, repeat=repeat)
     return [one(*size) for size in sizes]

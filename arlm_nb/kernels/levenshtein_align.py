@@ -267,13 +267,12 @@ def bench(
     repeat: int = 5,
 ) -> list[dict]: # lines of `core.bench`
     "Edit alignment of tables of costs; an operation is counted three times for a cell."
-    from arlm_nb.kernels.timing import ceilings, line
-    top = ceilings(device)
+    from arlm_nb.kernels.roofline import line
     def one(T, m, n, k):
         make = lambda seed: (torch.randn(T, m, n, generator=torch.Generator().manual_seed(seed)).to(device),)
         cells = T * (m - k + 1) * n * k * k
         found = line(f"edit alignment, {T} x {m} x {n}, k {k}", lambda C: levenshtein_align(C, k, 0.5).phi, lambda C: tensor_align(C, k, 0.5), make,
-                     against="PyTorch operations", bytes=4.0 * T * m * n, operations=3.0 * cells, top=top,
+                     against="PyTorch operations", bytes=4.0 * T * m * n, operations=3.0 * cells,
                      exact=lambda C: tensor_align(C.double(), k, 0.5), device=device, repeat=repeat)
         return found | {"notes": f"{found['notes']}; {cells / found['seconds'] / 1e9:.2f} billion cells/s"}
     return [one(*size) for size in sizes]

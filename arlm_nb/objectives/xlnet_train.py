@@ -139,7 +139,7 @@ def load_reference(name: str) -> XLNet:
 @dataclass
 class Dependency:
     "Negative log-likelihoods of hidden pairs, nats."
-    frame: "pandas.DataFrame"  # a row for each pair: chained, reversed, independent (and masked, if a masked model was given)
+    frame: object  # DataFrame: a row for each pair: chained, reversed, independent (and masked, if a masked model was given)
     truth: float | None = None  # the generator's joint entropy
 
     def means(self) -> dict:

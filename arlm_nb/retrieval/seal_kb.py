@@ -181,13 +181,13 @@ def smoothed(model, batch: dict, rng=None):
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c012
 def seal_recipe():
-    "`retrieval/seal-kb`: 2 layers, 0.1M parameters."
+    "`retrieval/seal-kb`: 3 layers, 0.3M parameters."
     from arlm_nb.core.transformer import TransformerConfig
     from arlm_nb.train_checkpoints import Recipe
     tok = kb_tokenizer()
-    config = TransformerConfig(tok.vocab_size, 64, 2, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=172, bias=False)
+    config = TransformerConfig(tok.vocab_size, 96, 3, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=256, bias=False)
     about = "Questions to n-grams and titles of the passages that answer them; half of a knowledge base of 400"
-    return Recipe("retrieval/seal-kb", lambda: (config, tok), lambda _: lambda step, rng: pair_batch(knowledge_base(), 10, rng), _measure, 600, smoothed,
+    return Recipe("retrieval/seal-kb", lambda: (config, tok), lambda _: lambda step, rng: pair_batch(knowledge_base(), 10, rng), _measure, 4000, smoothed,
                   dict(lr=3e-3, warmup=30, weight_decay=0.01, log_every=20, checkpoint_every=100), about)
 
 

@@ -27,6 +27,10 @@ def bench_push(
     repeat: int = 15, # timed runs of each
 ) -> list[Bench]:
     "Matrix-free push against scipy's CSR and einsum at T^(K+1) transitions, and alone at T^(big_K+1)."
+    return _bench_three(T, K, repeat) + [_bench_large(T, big_K)]
+
+def _bench_three(T: int, K: int, repeat: int) -> list[Bench]:
+    "Ours, CSR and einsum on one table, which is given back before the large one is made."
     from arlm_nb.kernels.debruijn import debruijn_push
     from arlm_nb.theory.markov_structure import window_csr
     p = random_rows(T, K)
@@ -39,7 +43,7 @@ def bench_push(
         f"push, {T}^{K + 1} = {T ** (K + 1):,} transitions",
         "float32; floor: one read of the probabilities (a torch sum) in the same run",
     )
-    lines = [
+    return [
         Bench(what, ours, time_cpu(lambda: Q @ flat, repeat=repeat, warm=2), "scipy.sparse CSR", 3.0, min(read), error, note),
         Bench(
             what,
@@ -52,8 +56,6 @@ def bench_push(
             note,
         ),
     ]
-    del Q, p
-    return lines + [_bench_large(T, big_K)]
 
 def _bench_large(T: int, K: int) -> Bench:
     "One push at a size where index arrays would not fit beside the table."
