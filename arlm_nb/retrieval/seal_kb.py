@@ -27,12 +27,12 @@ VALUES = {  # what passages say, and the other word for it that questions use
     "mood": "brave:fearless rich:wealthy quiet:silent clever:smart angry:furious happy:cheerful lazy:idle old:elderly thin:slender kind:gentle "
             "sad:gloomy odd:strange"}
 TOLD = {
-    "work": ("earns a living as {} .", "was trained to become {} .", "works all year as {} ."),
-    "home": ("lives near {} .", "was born beside {} .", "never left {} ."),
-    "pet": ("keeps {} in the yard .", "walks with {} .", "feeds {} at night ."),
-    "meal": ("eats {} on most days .", "likes {} more than all else .", "asks for {} at once ."),
-    "thing": ("carries {} to town .", "made {} by hand .", "will not sell {} ."),
-    "mood": ("is {} as people say .", "seems {} at first .", "was always {} .")}
+    "work": ("earns a living as {} .", "was trained to become {} ."),
+    "home": ("lives near {} .", "was born beside {} ."),
+    "pet": ("keeps {} in the yard .", "feeds {} at night ."),
+    "meal": ("eats {} on most days .", "likes {} more than all else ."),
+    "thing": ("carries {} to town .", "made {} by hand ."),
+    "mood": ("is {} as people say .", "seems {} at first .")}
 ASKED = {"work": "employed", "home": "residing", "pet": "owner", "meal": "diet", "thing": "having", "mood": "character"}
 FILLER = ("people say so .", "that was long ago .", "it rained a lot in those days .", "all of this is well known .", "nobody knows more .")
 MARKS = ("<query>", "<span>", "<body>", "<title>", "@")
@@ -50,7 +50,7 @@ def kb_tokenizer():
     said = " ".join([*FILLER, *(t for ts in TOLD.values() for t in ts)]).replace("{}", "").split()
     values = [w for pairs in synonyms().values() for pair in pairs.items() for w in pair]
     names = [c + v for c in "bdfgklmnprst" for v in ("ael", "ir", "oth", "un")]
-    return Tokenizer.from_symbols(list(dict.fromkeys([*MARKS, "he", "she", *said, *values, "who", ";", *ASKED.values(), *names])))
+    return Tokenizer.from_symbols(list(dict.fromkeys([*MARKS, *said, *values, "who", ";", *ASKED.values(), *names])))
 
 
 class Person(NamedTuple):
@@ -65,8 +65,7 @@ class Person(NamedTuple):
 
 def _person(rng: random.Random, name: str) -> Person:
     facts = {a: rng.choice(list(words)) for a, words in synonyms().items()}
-    who, order = rng.choice(("he", "she")), rng.sample(list(facts), len(facts))
-    said = [f"{who} " + rng.choice(TOLD[a]).format(facts[a]) for a in order]
+    said = [rng.choice(TOLD[a]).format(facts[a]) for a in rng.sample(list(facts), len(facts))]
     for _ in range(rng.randrange(4)): said.insert(rng.randrange(1, len(said) + 1), rng.choice(FILLER))
     return Person(name, facts, " ".join(said))
 
@@ -138,13 +137,14 @@ def overlap_weights(query: Sequence[int], text: Sequence[int], length: int) -> l
 
 def seal_pairs(
     queries: Sequence[tuple[Sequence[int], int]],  # (question's tokens, its document)
-    docs: Sequence[tuple[Sequence[int], Sequence[int]]],  # (title with its marker, body), token ids
+    docs: Sequence[tuple[Sequence[int], Sequence[int]]],  # (title with its marker, body), token ids; a title may be empty
     rng: random.Random,
     *,
+    spans: Sequence[int] | None = None,  # documents of the pairs without a question; None: those of the questions
     ngrams: int = 10, length: int = 10,
     marks: tuple[int, int, int, int] | None = None,  # tokens before a question, before a span, before an n-gram, before a title
 ) -> list[Pair]:
-    "Supervised pairs of each question, and two without it."
+    "Supervised pairs of each question, and for each span n-gram and title of its passage."
     ask, span, body_mark, title_mark = marks or [kb_tokenizer().token_id(m) for m in MARKS[:4]]
     out = []
     for query, d in queries:
@@ -152,18 +152,21 @@ def seal_pairs(
         weights = overlap_weights(query, body, length)
         for i in rng.choices(range(len(weights)), weights, k=ngrams): out.append(Pair((ask, *query, body_mark), body[i:i + length]))
         out.append(Pair((ask, *query, title_mark), title))
+    for d in [d for _, d in queries] if spans is None else spans:
+        title, body = (tuple(x) for x in docs[d])
         i, j = (rng.randrange(max(1, len(body) - length + 1)) for _ in range(2))
         out.append(Pair((span, *body[i:i + length], body_mark), body[j:j + length]))
-        out.append(Pair((span, *body[i:i + length], title_mark), title))
+        if title: out.append(Pair((span, *body[i:i + length], title_mark), title))
     return out
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c011
 def pair_batch(kb: KnowledgeBase, questions: int, rng: torch.Generator) -> dict[str, Tensor]:  # ids, weights [6 questions, T + 1]
-    "Fresh questions about passages of training, three n-grams each."
+    "Fresh questions about passages of training, three n-grams each, and as many spans of any passage."
     r, tok = random.Random(int(torch.randint(1 << 62, (1,), generator=rng))), kb_tokenizer()
     of = r.choices(kb.seen, k=questions)
-    docs = {i: (tok.encode(kb.people[i].name + " @"), tok.encode(kb.people[i].body)) for i in of}
-    pairs = seal_pairs([(tok.encode(question(kb, i, r, r.choice((3, 4, 5, 6)), 0.3)), i) for i in of], docs, r, ngrams=3)
+    spans, named = r.choices(range(len(kb.people)), k=questions), set(kb.seen)
+    docs = {i: (tok.encode(kb.people[i].name + " @") if i in named else (), tok.encode(kb.people[i].body)) for i in {*of, *spans}}
+    pairs = seal_pairs([(tok.encode(question(kb, i, r, r.choice((3, 4, 5, 6)), 0.3)), i) for i in of], docs, r, ngrams=3, spans=spans)
     longest = max(len(p.source) + len(p.target) for p in pairs)
     ids, weights = torch.zeros(len(pairs), longest, dtype=torch.long), torch.zeros(len(pairs), longest)
     for row, (source, target) in enumerate(pairs):
@@ -187,7 +190,7 @@ def seal_recipe():
     tok = kb_tokenizer()
     config = TransformerConfig(tok.vocab_size, 96, 3, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=256, bias=False)
     about = "Questions to n-grams and titles of the passages that answer them; half of a knowledge base of 400"
-    return Recipe("retrieval/seal-kb", lambda: (config, tok), lambda _: lambda step, rng: pair_batch(knowledge_base(), 10, rng), _measure, 4000, smoothed,
+    return Recipe("retrieval/seal-kb", lambda: (config, tok), lambda _: lambda step, rng: pair_batch(knowledge_base(), 10, rng), _measure, 3000, smoothed,
                   dict(lr=3e-3, warmup=30, weight_decay=0.01, log_every=20, checkpoint_every=100), about)
 
 
