@@ -19,6 +19,8 @@ def measure(seed=0):
 BODIES = {
     "good": "return Measured(ours=2.0 + seed, baseline=1.0, unit='x', holds=True, ablation=1.0, interval=(1.5, 2.5))",
     "bad": "return [Measured(ours=1.0, holds=True, name='one'), Measured(ours=0.0, holds=False, name='two')]",
+    "context": "return [Measured(ours=1.0, holds=True, name='one'), Measured(ours=0.0, holds=None, name='two')]",
+    "nothing": "return Measured(ours=1.0, holds=None)",
     "raising": "raise KeyError('lost')",
     "crashing": "os._exit(7)",
     "nan": "return Measured(ours=float('nan'))",
@@ -45,11 +47,11 @@ def test_each_claim_in_its_own_process(planted):
     path = planted/"claims.json"
     save_claim("older", {"state": "holds"}, path)
     seen = []
-    for key, entry in run_claims(["raising", "good", "crashing", "bad", "nan", "broken", "hanging"], seed=3, limit=20, path=path):
+    for key, entry in run_claims(["raising", "good", "crashing", "bad", "context", "nothing", "nan", "broken", "hanging"], seed=3, limit=20, path=path):
         assert json.loads(path.read_text())[key] == entry  # written before the next one starts
         seen.append((key, entry["state"]))
-    assert seen == [("raising", "error"), ("good", "holds"), ("crashing", "error"), ("bad", "not reproduced"), ("nan", "error"),
-                    ("broken", "error"), ("hanging", "error")]
+    assert seen == [("raising", "error"), ("good", "holds"), ("crashing", "error"), ("bad", "not reproduced"), ("context", "holds"),
+                    ("nothing", "error"), ("nan", "error"), ("broken", "error"), ("hanging", "error")]
     kept = json.loads(path.read_text())
     assert kept["older"] == {"state": "holds"}
     good = kept["good"]["measured"][0]
@@ -57,6 +59,7 @@ def test_each_claim_in_its_own_process(planted):
     assert good == numbers | {"unit": "x", "holds": True, "notes": "", "name": ""}
     assert kept["good"]["seed"] == 3 and kept["good"]["paper"] == "p" and kept["good"]["versions"]["torch"]
     assert "lost" in kept["raising"]["error"] and "exit code 7" in kept["crashing"]["error"] and "20 s" in kept["hanging"]["error"]
+    assert [m["holds"] for m in kept["context"]["measured"]] == [True, None] and "could fail" in kept["nothing"]["error"]
     assert "finite" in kept["nan"]["error"] and "no_such_module_anywhere" in kept["broken"]["error"]
 
 

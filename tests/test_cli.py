@@ -61,7 +61,9 @@ def test_measured_numbers_are_shown(tmp_path):
     number = {"ours": 0.75, "baseline": 0.5, "ablation": 0.49, "interval": [0.7, 0.8], "unit": "accuracy"}
     number |= {"holds": True, "name": "unseen words"}
     entry = {"paper": "better by 12%", "threshold": "better by 5%", "state": "holds", "holds": True, "seconds": 1.5, "measured": [number]}
+    entry["measured"].append({"ours": 3.0, "unit": "heads", "holds": None, "name": "size"})
     (tmp_path/"claims.json").write_text(json.dumps({"tuned_lens": entry}))
     done = arlm("show", "tuned_lens", ARLM_DATA=str(tmp_path))
     assert "unseen words: ours 0.75 [0.7, 0.8], baseline 0.5, ablation 0.49 accuracy -> holds" in done.stdout
+    assert "size: ours 3 heads -> reported" in done.stdout
     assert "better by 12%" in done.stdout

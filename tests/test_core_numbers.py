@@ -108,3 +108,14 @@ def test_holm_against_statsmodels():
     from statsmodels.stats.multitest import multipletests
     p = np.random.default_rng(0).random(30) ** 3
     np.testing.assert_allclose(statistics.holm(p), multipletests(p, method="holm")[1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_auroc_is_the_share_of_pairs(rows):
+    s, y = zip(*rows)
+    if all(y) or not any(y):
+        with pytest.raises(ValueError, match="both kinds"): statistics.auroc(s, y)
+        return
+    wins = [(a > b) + 0.5 * (a == b) for a, p in rows if p for b, n in rows if not n]
+    assert abs(statistics.auroc(s, y) - np.mean(wins)) < 1e-12

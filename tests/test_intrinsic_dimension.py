@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import FAMILIES, FLAGSHIP, VOCAB, any_lm
 
+from arlm_nb.core.scoring import answer_logprobs
 from arlm_nb.interp import intrinsic_dimension as idm
 from arlm_nb.interp.lid import lid_geomle, lid_mle, lid_twonn, local_pca_dimension, sorted_distances
-from arlm_nb.interp.lid_states import answer_logprobs, hidden_states, lid_by_layer
-from arlm_nb.interp.truth import TruthfulnessScorer, auroc, truth_benchmark
+from arlm_nb.interp.lid_states import hidden_states, lid_by_layer
+from arlm_nb.interp.truth import TruthfulnessScorer, truth_benchmark
 from arlm_nb.interp.uncertainty import p_true, predictive_entropy, sample_answers, semantic_entropy
 
 
@@ -84,14 +85,3 @@ def test_p_true_reads_both_words():
     a = p_true(lm, [("ab", "cd")], template="{prompt}{answer}?", yes="yes", no="no")
     b = p_true(lm, [("ab", "cd")], template="{prompt}{answer}?", yes="no", no="yes")
     np.testing.assert_allclose(a + b, 1.0)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
-def test_auroc_is_the_share_of_pairs(rows):
-    s, y = zip(*rows)
-    if all(y) or not any(y):
-        with pytest.raises(ValueError, match="both needed"): auroc(s, y)
-        return
-    wins = [(a > b) + 0.5 * (a == b) for a, p in rows if p for b, n in rows if not n]
-    assert abs(auroc(s, y) - np.mean(wins)) < 1e-12

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from tests.models import FAMILIES, VOCAB, any_lm
 
 from arlm_nb.core.lm import TableLM
+from arlm_nb.core.scoring import loglik_vector, scoring_windows
 from arlm_nb.theory import loglikelihood_map as llm
 from arlm_nb.theory.exact_divergence import exact_kl, log_ratio_moments
-from arlm_nb.theory.loglik import TextSet, _windows, loglik_vector
+from arlm_nb.theory.loglik import TextSet
 from arlm_nb.theory.map_uses import loglik_matrix
 from arlm_nb.theory.model_matrix import ModelMatrix
 
@@ -35,7 +36,7 @@ def test_vector_is_the_sum_of_conditionals(name):
 @given(st.integers(2, 60), st.integers(1, 20), st.integers(1, 20))
 def test_windows_score_each_token_once(n, context, stride):
     if n - 1 > context and stride > context: return
-    windows = _windows(n, context, stride)
+    windows = scoring_windows(n, context, stride)
     scored = [t for start, stop, first in windows for t in range(first, stop + 1)]
     assert scored == list(range(1, n))
     for start, stop, first in windows:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .catalog import catalog, measured, papers, state
+from .catalog import catalog, measured, papers, state, verdict
 from .paths import marked, unknown, writable_path
 
 if TYPE_CHECKING: from pandas import DataFrame
@@ -34,14 +34,14 @@ class Measured:
     ours: float  # with the paper's idea
     baseline: float | None = None  # without it, the usual way
     unit: str = ""  # "bits per byte", "accuracy", "forward passes / token", ...
-    holds: bool = False  # did ours reach the claim's threshold?
+    holds: bool | None = False  # did ours reach the claim's threshold? None: reported, no threshold was set
     ablation: float | None = None  # the same code with the idea switched off
     interval: tuple[float, float] | None = None  # 95% for ours; anything with .low and .high will do
     notes: str = ""
     name: str = ""  # which number, where a claim has several
 
     def __post_init__(self) -> None:
-        self.ours, self.holds = _number("ours", self.ours), bool(self.holds)
+        self.ours, self.holds = _number("ours", self.ours), None if self.holds is None else bool(self.holds)
         self.baseline, self.ablation = _number("baseline", self.baseline, True), _number("ablation", self.ablation, True)
         if self.interval is None: return
         low, high = (self.interval.low, self.interval.high) if hasattr(self.interval, "low") else self.interval
@@ -111,9 +111,10 @@ def run_claim(key: str, seed: int = 0) -> dict:  # the entry, ready for JSON
     chosen, started = get_claim(key), time.perf_counter()
     found = chosen.run(seed=seed)
     found = list(found) if isinstance(found, (list, tuple)) else [found]
-    if not found: raise ValueError(f"claim {key!r} measured nothing")
-    entry = {"paper": chosen.paper, "threshold": chosen.threshold, "state": "holds" if all(m.holds for m in found) else "not reproduced"}
-    entry |= {"holds": all(m.holds for m in found), "measured": [asdict(m) for m in found]}
+    if all(m.holds is None for m in found): raise ValueError(f"claim {key!r} measured nothing that could fail")
+    holds = all(m.holds is not False for m in found)
+    entry = {"paper": chosen.paper, "threshold": chosen.threshold, "state": verdict(holds)}
+    entry |= {"holds": holds, "measured": [asdict(m) for m in found]}
     return entry | {"seconds": round(time.perf_counter() - started, 2), "seed": seed, "versions": versions()}
 
 # %% ../../nbs/core/90_claims.ipynb #c019

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .catalog import measured, paper as find_paper, papers, state, write_skeleton
+from .catalog import measured, paper as find_paper, papers, state, verdict, write_skeleton
 
 app = typer.Typer(help="Autoregressive language modelling, one runnable notebook for each idea.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -38,7 +38,7 @@ def _value(m: dict) -> str:
              if m.get(name) is not None]
     if m.get("interval"): shown[0] += f" [{m['interval'][0]:.4g}, {m['interval'][1]:.4g}]"
     text = f"{m['name']}: " if m.get("name") else ""
-    return text + ", ".join(shown) + f" {m.get('unit', '')}".rstrip() + f" -> {'holds' if m['holds'] else 'not reproduced'}"
+    return text + ", ".join(shown) + f" {m.get('unit', '')}".rstrip() + f" -> {verdict(m['holds'])}"
 
 
 def _entry(key: str, entry: dict) -> list[str]:

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Interval', 'Test', 'bootstrap', 'paired_bootstrap', 'wilson', 'permutation_test', 'chi_square', 'ks_uniform', 'holm',
-           'exact_sequence_distribution', 'same_distribution', 'influence']
+           'auroc', 'auroc_interval', 'exact_sequence_distribution', 'same_distribution', 'influence']
 
 # %% ../../nbs/core/40_statistics.ipynb #c002
 from collections.abc import Callable
@@ -146,6 +146,23 @@ def holm(
     order = np.argsort(p)
     steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(steps, 1)[np.argsort(order)]
+
+# %% ../../nbs/core/40_statistics.ipynb #w011
+def auroc(
+    scores,   # one number for each item [n]; ties count half
+    labels,   # which items are of the kind that should score high: bool [n]
+) -> float:   # 0..1
+    "Area under the ROC curve: the chance that an item of the kind scores higher than one that is not (Mann and Whitney, 1947)."
+    from scipy.stats import rankdata
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    high = labels.sum()
+    if scores.shape != labels.shape or np.isnan(scores).any(): raise ValueError("scores and labels must have one length, without NaN")
+    if high in (0, len(labels)): raise ValueError(f"labels of both kinds are needed, got {high} true of {len(labels)}")
+    return float((rankdata(scores)[labels].sum() - high * (high + 1) / 2) / (high * (len(labels) - high)))
+
+def auroc_interval(scores, labels, *, n: int = 500, seed: int = 0) -> Interval:
+    "AUROC with a 95% bootstrap interval over items."
+    return bootstrap(np.column_stack([scores, labels]), lambda v: auroc(v[:, 0], v[:, 1] > 0), n=n, seed=seed)
 
 # %% ../../nbs/core/40_statistics.ipynb #c024
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.claims import Measured, claim
-from ..core.constraints import CNF
+from ..core.constraints import CNF, separator_tokens
 from ..core.generation import Cost, Rows
 from ..core.statistics import paired_bootstrap, wilson
 from .hmm import HMM
@@ -21,7 +21,7 @@ from .hmm_distill import distill_hmm, lm_samples
 from .neurologic_astar import neurologic_astar
 from .topics import ADJECTIVES, END, OWN, TOPICS, VERBS, own_words, parses, topic_sentence, topic_tokenizer
 from .tractable_control import tractable_control
-from .word_rule import WordRule, keyphrases, satisfies, separator_tokens
+from .word_rule import WordRule, keyphrases, satisfies
 
 SIZES = (8, 32, 64)  # hidden states
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core.constraints import CNF, DFA, Literal
+from ..core.constraints import CNF, DFA, Literal, separator_tokens
 from ..core.generation import Cost, Generation, Rows, check_budget, decode_loop, decode_text, encode_prompts, register_decoder
 from ..core.sampling import draw, row_generators
 from .control_tables import ConstraintTable, ControlTable, ProductDFA
 from .hmm import HMM, HMMLM
 from .hmm_distill import distill_hmm, hmm_kl, lm_samples, load_hmm, save_hmm, start_tokens
-from .word_rule import WordRule, keyphrases, satisfies, separator_tokens
+from .word_rule import WordRule, keyphrases, satisfies
 
 _all_ = ["CNF", "ConstraintTable", "ProductDFA", "HMM", "HMMLM", "distill_hmm", "hmm_kl", "lm_samples", "load_hmm", "save_hmm", "start_tokens",
          "WordRule", "keyphrases", "satisfies", "separator_tokens"]

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..core.claims import Measured, claim
+from ..core.statistics import auroc, auroc_interval
 from .fact_world import Answered, Question, quiz, snapshots
 from .lid import correlation_dimension, global_dimension, lid_geomle, lid_mle, lid_twonn, local_pca_dimension
 from .lid_states import hidden_states, layer_behind_peak, lid_along_generation, lid_by_layer, lid_during_training
 from .lid_view import LidPlayer, LidView
 from .manifolds import CURVED, MANIFOLDS, cloud_dimension, manifold, manifold_table
-from .truth import Probe, TruthfulnessScorer, TruthTable, auroc, auroc_interval, best_reading, lid_scores, truth_benchmark
+from .truth import Probe, TruthfulnessScorer, TruthTable, best_reading, lid_scores, truth_benchmark
 from .uncertainty import answer_perplexity, p_true, predictive_entropy, sample_answers, semantic_entropy, token_entropy
 
 _all_ = [

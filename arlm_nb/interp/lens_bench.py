@@ -19,7 +19,8 @@ def bench_model(n_layers: int = 6, d_model: int = 384, vocab_size: int = 50_257,
     "A random GPT-2 of the benchmark's shape, sharp enough that its distribution is not flat."
     import transformers
     torch.manual_seed(seed)
-    config = transformers.GPT2Config(vocab_size=vocab_size, n_embd=d_model, n_layer=n_layers, n_head=6, n_positions=512)
+    config = transformers.GPT2Config(
+        vocab_size=vocab_size, n_embd=d_model, n_layer=n_layers, n_head=6, n_positions=512, bos_token_id=None, eos_token_id=None)
     model = transformers.GPT2LMHeadModel(config).eval().requires_grad_(False)
     model.transformer.wte.weight.mul_(5)
     return HFLM(model)

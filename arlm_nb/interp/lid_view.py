@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..core.statistics import auroc
 from ..core.views import washes
 from ..core.widgets import DecoderPlayer, TokenStrip
 from .lid import local_dimension
 from .lid_states import hidden_states
-from .truth import auroc
 
 # %% ../../nbs/interp/37_lid_view.ipynb #c003
 class LidView:

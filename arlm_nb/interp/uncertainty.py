@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..core.generation import Generation, sample
-from .lid_states import answer_logprobs
+from ..core.scoring import answer_logprobs
 
 # %% ../../nbs/interp/35_uncertainty.ipynb #c004
 def answer_perplexity(lm, items: Sequence) -> np.ndarray:  # [n], nats per token

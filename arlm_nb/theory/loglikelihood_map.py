@@ -12,9 +12,10 @@ import numpy as np
 
 from ..core.claims import Measured, claim
 from ..core.lm import TableLM
+from ..core.scoring import loglik_vector
 from ..core.statistics import bootstrap
 from .exact_divergence import close_pairs, exact_kl, kl_monte_carlo, log_ratio_moments, table_logliks, table_texts
-from .loglik import TextSet, loglik_vector, reference_texts
+from .loglik import TextSet, reference_texts
 from .map_uses import join, loglik_matrix, saved_vector
 from .map_view import MapView
 from .model_matrix import ModelMatrix
@@ -103,7 +104,7 @@ def path_order(matrix: ModelMatrix, clip: float = 0.02) -> float:
 # %% ../../nbs/theory/20_loglikelihood_map.ipynb #c023
 def per_token(matrix: ModelMatrix, models: dict) -> ModelMatrix:
     "The ablation: log-likelihood per token of each model, not of the whole text."
-    from arlm_nb.theory.loglik import text_ids
+    from arlm_nb.core.scoring import text_ids
     tokens = np.array([[len(text_ids(lm, t)) - 1 for t in matrix.texts.texts] for lm in models.values()])
     return ModelMatrix(matrix.values / tokens, matrix.names, matrix.texts, matrix.families)
 

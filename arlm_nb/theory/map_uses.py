@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .loglik import TextSet, loglik_vector
+from ..core.scoring import loglik_vector
+from .loglik import TextSet
 from .model_matrix import Drawn, ModelMatrix, draw_points
 
 # %% ../../nbs/theory/24_map_uses.ipynb #c004

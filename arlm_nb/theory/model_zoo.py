@@ -11,7 +11,8 @@ from copy import deepcopy
 import torch
 
 from ..core.lm import LM, LMOutput
-from .loglik import TextSet, loglik_vector
+from ..core.scoring import loglik_vector
+from .loglik import TextSet
 
 SLICE = 150_000  # bytes of training text of an n-gram model
 STEPS = (0, 4, 8, 16, 32, 48, 72, 110, 160, 240)  # training steps after which the small model is copied

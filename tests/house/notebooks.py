@@ -1,9 +1,10 @@
 """Runs notebooks with nbdev's own test runner, each in a process of its own that is killed when its time is up."""
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,18 +17,6 @@ LIMIT = float(os.environ.get("ARLM_NB_SECONDS", 300))  # wall clock for one note
 POOL = pytest.StashKey()
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
-CHILD = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from nbdev.config import get_config
-from nbdev.test import test_nb
-passed, seconds = test_nb(Path(sys.argv[1]), skip_flags=get_config().tst_flags.split(), basepath=sys.argv[2])
-sys.stdout.flush(); sys.stderr.flush()
-import os; os._exit(0 if passed else 1)
-"""
-
 
 def all_notebooks(root: Path = NBS) -> list[Path]:
     "Every notebook that nbdev would run: names that start with `_` or `.` are drafts."
@@ -35,22 +24,34 @@ def all_notebooks(root: Path = NBS) -> list[Path]:
     return sorted(path for path in root.rglob("*.ipynb") if not hidden(path))
 
 
+class Server:
+    "A process that runs notebooks one by one, each in a fork of it (`notebook_server.py`)."
+    idle: queue.SimpleQueue = queue.SimpleQueue()
+    every: list = []
+
+    def __init__(self):
+        env = {**os.environ, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg"}
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.house.notebook_server"], cwd=ROOT, env=env, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        Server.every.append(self)
+
+    def run(self, path: Path, limit: float) -> dict:
+        self.process.stdin.write(json.dumps({"path": str(path), "root": str(ROOT), "limit": limit}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def stop(self):
+        self.process.terminate()  # ends the notebook that runs, too
+
+
 def run_notebook(path: Path, limit: float = LIMIT) -> tuple[bool, float, str]:
     "Executes a notebook from top to bottom; gives (passed, seconds, what it printed)."
-    env = {**os.environ, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg"}
-    started = time.perf_counter()
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), str(ROOT)], cwd=ROOT, env=env, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        output, _ = child.communicate(timeout=limit)
-        return child.returncode == 0, time.perf_counter() - started, output
-    except subprocess.TimeoutExpired:
-        kill(child)
-        output, _ = child.communicate()
-        return False, time.perf_counter() - started, f"{output}\nkilled after {limit:.0f} s (ARLM_NB_SECONDS sets the limit)"
-    finally:
-        kill(child)
+    try: server = Server.idle.get_nowait()
+    except queue.Empty: server = Server()
+    try: reply = server.run(path, limit)
+    except (json.JSONDecodeError, BrokenPipeError): return False, 0.0, f"the process that runs notebooks ended with {server.process.poll()}"
+    Server.idle.put(server)
+    return reply["passed"], reply["seconds"], reply["output"]
 
 
 def kill(child: subprocess.Popen) -> None:
@@ -79,3 +80,4 @@ class Pool:
 
     def stop(self) -> None:
         if self.executor is not None: self.executor.shutdown(wait=False, cancel_futures=True)
+        for server in Server.every: server.stop()

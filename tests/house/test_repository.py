@@ -73,6 +73,7 @@ def test_notebook_is_clean(notebook):
     if path.stat().st_size >= 1_000_000: problems.append(f"is {path.stat().st_size/1e6:.2f} MB, 1 MB at most")
     for output in outputs:
         if output["output_type"] == "error": problems.append(f"has an error output: {output['ename']}: {output['evalue'][:200]}")
+    if not outputs: problems.append("shows a reader nothing: print what its checks measured, a small table, or a figure")
     silent = [cell["id"] for cell in code_cells(nb) if not cell["outputs"] and shows(cell)]
     if silent: problems.append(f"was committed without the outputs of cells {', '.join(silent)}: run it and save it")
     text = path.read_text(encoding="utf-8")
