@@ -59,7 +59,7 @@ SEAL = {  # name -> options of score_documents
     "LM, prefixes too": {"scorer": "lm", "partial": True}}
 
 
-def hits_of(lm, index: FMIndex, beam: int = 8, length: int = 10, titles: bool = True, constrained: bool = True) -> Callable:  # question -> NgramHits
+def hits_of(lm, index: FMIndex, beam: int = 8, length: int = 10, titles: bool = False, constrained: bool = True) -> Callable:  # question -> NgramHits
     "The generator's keys, remembered."
     marker = kb_tokenizer().token_id("@")
     @lru_cache(None)
@@ -73,9 +73,9 @@ def methods(lm, kb: KnowledgeBase, dual: DualEncoder, beam: int = 8) -> dict[str
     "Substring search with each scorer, and what it is compared with."
     docs, tok = kb.passages, kb_tokenizer()
     index, trie, lexical, dense = FMIndex.build(docs, 8, vocab_size=tok.vocab_size), title_trie(kb.titles), bm25(docs), DenseIndex(dual, docs)
-    hits, free = hits_of(lm, index, beam), hits_of(lm, index, beam, constrained=False)
+    hits, named, free = hits_of(lm, index, beam), hits_of(lm, index, beam, titles=True), hits_of(lm, index, beam, constrained=False)
     out = {name: lambda q, o=o: score_documents(hits(q), index, **o) for name, o in SEAL.items()}
-    return out | {"unconstrained": lambda q: score_documents(free(q), index), "BM25": lambda q: lexical(tok.encode(q)),
+    return out | {"intersective + titles": lambda q: score_documents(named(q), index), "unconstrained": lambda q: score_documents(free(q), index), "BM25": lambda q: lexical(tok.encode(q)),
                   "dual encoder": lambda q: dense(tok.encode(q)), "titles (trie)": lambda q: generate_titles(lm, prompts(q)[1], trie, beam=beam)}
 
 

@@ -61,7 +61,7 @@ def substring_search_claim(seed: int = 0, questions: int = 200) -> list[Measured
     seen = evaluate_retrieval(every["titles (trie)"], *kb_questions(kb, questions, seed=seed + 1, seen=True)).hits(1).mean()
     index, ours, sizes = FMIndex.build(kb.passages, 8, vocab_size=kb_tokenizer().vocab_size), share["intersective"], index_sizes()
     absent, keys = absent_keys(hits_of(lm, index, constrained=False), asked[:50])
-    one = max(share["LM"], share["LM, prefixes too"])
+    one = max(share["LM"], share["LM, prefixes too"])  # the rival that the threshold names: one key
     note = "; ".join(f"{n} {v:.3f}" for n, v in share.items())
     return [
         Measured(ours, share["BM25"], "hits@1", ours >= max(share["BM25"] + 0.10, one + 0.05, 0.5), one, wilson(int(first["intersective"].sum()), questions),
