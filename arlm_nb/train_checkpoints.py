@@ -259,6 +259,10 @@ def _icl_tasks():
 _elsewhere = {  # name -> module and function that give the recipe
     "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),
     "decode/topics": ("arlm_nb.decode.topics", "topics_recipe"),
+    "retrieval/seal-kb": ("arlm_nb.retrieval.seal_kb", "seal_recipe"),
+    "prompting/few-shot-small": ("arlm_nb.prompting.shot_mix", "small_recipe"),
+    "prompting/few-shot-mid": ("arlm_nb.prompting.shot_mix", "mid_recipe"),
+    "prompting/few-shot-large": ("arlm_nb.prompting.shot_mix", "large_recipe"),
 }
 
 def _lazily(module: str, function: str) -> Callable:
@@ -275,6 +279,7 @@ derived = {
     "decode/docs-hmm": ("arlm_nb.decode.hmm_distill", "fit_docs_hmm"),
     "decode/topics-hmm": ("arlm_nb.decode.hmm_distill", "fit_topics_hmm"),
     "objectives/xlnet": ("arlm_nb.objectives.xlnet_train", "train_reference"),
+    "retrieval/seal-dual": ("arlm_nb.retrieval.seal_experiments", "train_kb_dual_encoder"),
     "interp/fact-world": ("arlm_nb.interp.fact_world", "train_fact_world"),
     "efficiency/code-free": ("arlm_nb.efficiency.exit_train", "train_code_free"),
     "efficiency/code-calm": ("arlm_nb.efficiency.exit_train", "train_code_calm"),

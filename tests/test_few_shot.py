@@ -1,0 +1,57 @@
+"""Few-shot evaluation on Hugging Face models: the same prompts, scores as one token at a time gives them."""
+import pytest
+import torch
+from tests.models import VOCAB, any_lm
+
+from arlm_nb.prompting import few_shot as F
+
+
+class Letters:
+    eos_id = None
+    vocab_size = VOCAB
+    def encode(self, text): return [ord(c) % (VOCAB - 1) + 1 for c in text]
+    def decode(self, ids): return "".join(chr(96 + i) for i in ids)
+    def token(self, i): return chr(96 + i)
+
+
+def test_names_of_the_card():
+    names = ("Task TASKS task_suite build_prompt fit_k score_options evaluate_task EvalResult evaluate_suite in_context_curve scaling_gap contamination quality_filter "
+             "minhash_deduplicate gpt3_config banded_mask human_or_machine").split()
+    assert [n for n in names if not hasattr(F, n)] == []
+
+
+@pytest.mark.parametrize("name", ["transformer", "gpt2", "llama", "gemma2", "bloom"])
+@pytest.mark.parametrize("normalize", ["tokens", "none"])
+def test_scores(name, normalize):
+    lm = any_lm(name)
+    lm.tokenizer = Letters()
+    task = F.Task("letters", "", lambda rng: F.Example(rng.choice("abcdefgh"), "yz", ("x", "yz", "z")), "choice", form="{x}:{y}", delimiter=" ")
+    shots = F.shots_of(task, 2, 5)
+    for s, got in zip(shots, F.score_shots(lm, shots, before="", normalize=normalize)):
+        for o, g in zip(s.options, got):
+            ids, total = Letters().encode(s.prompt), 0.0
+            for t in Letters().encode(o):
+                with torch.no_grad(): total += float(lm(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[t])
+                ids.append(t)
+            assert abs(total / (len(o) if normalize == "tokens" else 1) - float(g)) < 2e-3
+    assert 0 <= F.evaluate_task(lm, task, k=2, n=6).accuracy <= 1
+
+
+def test_suite_and_curve():
+    lm = any_lm("transformer")
+    lm.tokenizer = Letters()
+    task = F.Task("letters", "", lambda rng: F.Example(rng.choice("abcdefgh"), "x", ("x", "y", "z")), "choice", form="{x}:{y}", delimiter=" ")
+    df = F.in_context_curve(lm, {"letters": task}, shots=(0, 2), n=5)
+    assert df.k.tolist() == [0, 2] and (df.chance - 1 / 3).abs().max() < 1e-9 and F.scaling_gap(df) == 0.0
+    assert F.fit_k(lm, task, 30) == 7  # eight different questions: the query and seven others
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: F.shots_of(F.TASKS["cloze"], -1, 1), "k must be >= 0"),
+    (lambda: F.build_prompt(F.TASKS["cloze"], [], "x", k=1), "k = 1 demonstrations were asked for and 0 given"),
+    (lambda: F.task_suite(["nothing"]), "unknown task"),
+    (lambda: F.gpt3_config("1T"), "unknown size"),
+    (lambda: F.fit_k(None, F.TASKS["cloze"], -1), "k_max must be >= 0"),
+])
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message): call()
