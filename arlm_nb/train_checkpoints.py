@@ -259,6 +259,8 @@ def _icl_tasks():
 _elsewhere = {  # name -> module and function that give the recipe
     "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),
     "decode/topics": ("arlm_nb.decode.topics", "topics_recipe"),
+    "diffusion/source-ar": ("arlm_nb.diffusion.source_models", "source_ar_recipe"),
+    "diffusion/source-mdlm": ("arlm_nb.diffusion.source_models", "source_mdlm_recipe"),
 }
 
 def _lazily(module: str, function: str) -> Callable:

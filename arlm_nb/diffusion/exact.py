@@ -70,6 +70,7 @@ class OracleDenoiser:
         if self.mask_id < source.n_symbols: raise ValueError(f"mask_id must be >= {source.n_symbols}, got {self.mask_id}: that is a real token")
         if not 0 <= error < 1: raise ValueError(f"error must be in [0, 1), got {error}")
         self.n_states, self.copy, self.device = self.mask_id + 1, error == 0 and process is None, torch.device("cpu")
+        self.time = process is not None
 
     def _error(self, t) -> Tensor:
         if self.process is None: return torch.tensor(self.error, dtype=torch.float64)
