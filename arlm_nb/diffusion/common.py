@@ -7,7 +7,7 @@ __all__ = ['parallel_study', 'Schedule', 'schedule', 'GaussianSchedule', 'gaussi
            'Ancestral', 'TopK', 'Threshold', 'Remask', 'num_transfer_tokens', 'gumbel_argmax', 'masked_diffusion',
            'make_policy', 'two_stream', 'settled_active_worthless', 'MarkovSource', 'OracleDenoiser', 'sample_quality',
            'Quality', 'entropy', 'log_prob', 'conditionals', 'Watch', 'grid', 'denoising_player', 'schedule_explorer',
-           'load_source', 'reference_source', 'source_batches', 'test_texts']
+           'load_source', 'reference_source', 'source_batches', 'test_texts', 'train_source']
 
 # %% ../../nbs/diffusion/00_common.ipynb #c002
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from .processes import Absorbing, GaussianProcess, Hybrid, Process, Uniform
 from .sampling import Ancestral, Look, Remask, Threshold, TopK, denoise, gumbel_argmax, num_transfer_tokens, stack
 from .schedules import GaussianSchedule, Schedule, gaussian_schedule, schedule
 from .score import block_diffusion_loss, log_scores, score_entropy, score_entropy_loss, true_ratios, two_stream_nll
-from .source_models import LENGTH, SYMBOLS, ar_nll, load_source, reference_source, source_batches, source_config, test_texts
+from .source_models import LENGTH, SYMBOLS, ar_nll, load_source, reference_source, source_batches, source_config, test_texts, train_source
 
 _all_ = [
     "Schedule", "schedule", "GaussianSchedule", "gaussian_schedule", "Process", "Absorbing", "Uniform", "Hybrid", "GaussianProcess",
     "MaskedLM", "DiffusionTransformer", "masked_diffusion_loss", "score_entropy_loss", "block_diffusion_loss", "nelbo", "NELBO", "exact_nelbo",
     "denoise", "stack", "Ancestral", "TopK", "Threshold", "Remask", "num_transfer_tokens", "gumbel_argmax", "masked_diffusion", "make_policy",
     "two_stream", "settled_active_worthless", "MarkovSource", "OracleDenoiser", "sample_quality", "Quality", "entropy", "log_prob", "conditionals",
-    "Watch", "grid", "denoising_player", "schedule_explorer", "load_source", "reference_source", "source_batches", "test_texts",
+    "Watch", "grid", "denoising_player", "schedule_explorer", "load_source", "reference_source", "source_batches", "test_texts", "train_source",
 ]
 
 # %% ../../nbs/diffusion/00_common.ipynb #c012

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SYMBOLS', 'LENGTH', 'FIT', 'reference_source', 'source_config', 'source_batches', 'with_first', 'test_texts',
-           'ar_nll', 'source_recipe', 'source_ar_recipe', 'source_mdlm_recipe', 'load_source']
+           'ar_nll', 'source_recipe', 'source_ar_recipe', 'source_mdlm_recipe', 'load_source', 'train_source']
 
 # %% ../../nbs/diffusion/17_source_models.ipynb #c002
 import torch
@@ -20,11 +20,11 @@ SYMBOLS, LENGTH = 12, 32  # V and T; the model's last id, V, is the mask (masked
 
 def reference_source() -> MarkovSource:
     "The source that the reference models were trained on."
-    return MarkovSource.random(SYMBOLS, 2, concentration=0.15, seed=0)
+    return MarkovSource.random(SYMBOLS, 1, concentration=0.15, seed=0)
 
 def source_config(causal: bool, **changes) -> TransformerConfig:
-    "0.15M parameters."
-    sizes = dict(d_model=64, n_layers=3, n_heads=4, context_length=2 * LENGTH, positions="rotary", norm="rmsnorm", bias=False, causal=causal)
+    "56,000 parameters."
+    sizes = dict(d_model=48, n_layers=2, n_heads=4, context_length=2 * LENGTH, positions="rotary", norm="rmsnorm", bias=False, causal=causal)
     return TransformerConfig(SYMBOLS + 1, **(sizes | changes))
 
 # %% ../../nbs/diffusion/17_source_models.ipynb #c003
@@ -50,9 +50,9 @@ def ar_nll(lm: LM, ids: Tensor) -> Tensor:  # [B] nats a token
     return -logp.gather(-1, ids[..., None])[..., 0].mean(1)
 
 # %% ../../nbs/diffusion/17_source_models.ipynb #c004
-FIT = dict(lr=3e-3, warmup=50, weight_decay=0.0, log_every=50, checkpoint_every=250)
+FIT = dict(lr=6e-3, warmup=30, weight_decay=0.0, log_every=20, checkpoint_every=100)
 
-def source_recipe(kind: str, steps: int = 2500):  # Recipe
+def source_recipe(kind: str, steps: int = 1200):  # Recipe
     "How `diffusion/source-ar` and `diffusion/source-mdlm` are made."
     from arlm_nb.core.training import next_token
     from arlm_nb.train_checkpoints import Recipe
@@ -64,7 +64,7 @@ def source_recipe(kind: str, steps: int = 2500):  # Recipe
         value = ar_nll(lm, texts).mean() if kind == "ar" else nelbo(MaskedLM(lm, mask_id=SYMBOLS), texts, Absorbing(SYMBOLS), n_times=32).value
         return {"nats_per_token": round(float(value), 4), "entropy": round(entropy(reference_source(), LENGTH), 4)}
     objective = next_token if kind == "ar" else masked_diffusion_loss(Absorbing(SYMBOLS))
-    about = "A second-order Markov chain with known truth: " + {"ar": "autoregressive", "mdlm": "masked diffusion"}[kind]
+    about = "A Markov chain with known truth: " + {"ar": "autoregressive", "mdlm": "masked diffusion"}[kind]
     return Recipe(f"diffusion/source-{kind}", lambda: (source_config(kind == "ar"), None), data, measure, steps, objective, FIT, about)
 
 def source_ar_recipe(): return source_recipe("ar")
@@ -76,3 +76,15 @@ def load_source(kind: str):  # "ar" -> LM; "mdlm" -> MaskedLM
     if kind not in ("ar", "mdlm"): raise ValueError(f"kind must be 'ar' or 'mdlm', got {kind!r}")
     lm = load_lm(f"diffusion/source-{kind}")
     return lm if kind == "ar" else MaskedLM(lm, mask_id=SYMBOLS)
+
+# %% ../../nbs/diffusion/17_source_models.ipynb #c005
+def train_source(kind: str, steps: int, seed: int = 0, batch: int = 64):  # the model: LM or MaskedLM
+    "A model of the source trained here and now; the reference models are this with 1,200 steps."
+    from arlm_nb.core.training import fit, next_token
+    from arlm_nb.core.transformer import Transformer
+    if kind not in ("ar", "mdlm"): raise ValueError(f"kind must be 'ar' or 'mdlm', got {kind!r}")
+    torch.manual_seed(seed)
+    draw, lm = source_batches(batch), Transformer(source_config(kind == "ar"), name=f"source-{kind}")
+    data, objective = ((lambda step, rng: with_first(draw(step, rng))), next_token) if kind == "ar" else (draw, masked_diffusion_loss(Absorbing(SYMBOLS)))
+    fit(lm, data, objective, steps=steps, seed=seed, progress=False, **{k: v for k, v in FIT.items() if k != "checkpoint_every"})
+    return lm.eval() if kind == "ar" else MaskedLM(lm.eval(), mask_id=SYMBOLS)
