@@ -22,6 +22,7 @@ def make_policy(policy):  # name, or a policy itself
     if policy not in _policies: raise unknown("policy", policy, _policies)
     return _policies[policy]()
 
+# %% ../../nbs/diffusion/18_decoder.ipynb #c003a
 def until_end(g: Generation, eos: int | None) -> Generation:
     "What follows the first end token is no part of the text."
     if eos is None or eos not in g.ids: return g
@@ -55,8 +56,8 @@ def masked_diffusion(
         x = torch.tensor(p + [denoiser.mask_id] * max_new_tokens, device=denoiser.device)
         rng = torch.Generator().manual_seed(seed)
         free = torch.arange(len(x), device=x.device) >= len(p)
-        g = denoise(denoiser, x, policy=make_policy(policy), steps=steps or max_new_tokens, block_length=block_length, temperature=temperature,
-                    editable=free, cache=cache, rng=rng, on_step=on_step)
+        run = dict(steps=steps or max_new_tokens, block_length=block_length, temperature=temperature, cache=cache, on_step=on_step)
+        g = denoise(denoiser, x, policy=make_policy(policy), editable=free, rng=rng, **run)
         g = until_end(g, getattr(denoiser.tokenizer, "eos_id", None))
         g.text, g.decoder = decode_text(denoiser, g.ids), "masked_diffusion"
         out.append(g)

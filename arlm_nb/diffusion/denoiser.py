@@ -20,7 +20,7 @@ def find_mask_id(lm, mask_id: int | None = None) -> int:
     places = (lm, getattr(lm, "tokenizer", None), getattr(lm, "config", None))
     found = [mask_id, *(getattr(p, n, None) for p in places for n in ("mask_id", "mask_token_id"))]
     found = next((i for i in found if i is not None), None)
-    if found is None: raise ValueError(f"{lm.name} has no mask token: give mask_id, a new id that is no real token (see core.adapters for adding one)")
+    if found is None: raise ValueError(f"{lm.name} has no mask token: give mask_id, an id of the model that is no real token")
     if not 0 <= found < lm.vocab_size: raise ValueError(f"mask_id must be one of the model's ids 0..{lm.vocab_size - 1}, got {found}")
     return int(found)
 
@@ -70,11 +70,13 @@ def logits(self: MaskedLM, x_t: Tensor, t=None, **given) -> Tensor:  # [B, T, K]
         out = torch.cat([torch.nn.functional.one_hot(x_t[:, :1], out.shape[-1]).to(out) * 100, out[:, :-1]], 1)
     return out.index_fill(-1, torch.tensor([self.mask_id], device=out.device), -torch.inf)
 
+# %% ../../nbs/diffusion/12_denoiser.ipynb #c005a
 def copied(log_p: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
     "Point masses where a token is visible."
     sure = torch.full_like(log_p, -torch.inf).scatter_(-1, x_t[..., None], 0.0)
     return torch.where((x_t == mask_id)[..., None], log_p, sure)
 
+# %% ../../nbs/diffusion/12_denoiser.ipynb #c005b
 def log_probs(
     self: MaskedLM,
     x_t: Tensor,  # noisy tokens [B, T]
@@ -94,6 +96,7 @@ def sinusoids(t: Tensor, width: int) -> Tensor:  # [...] in [0, 1] -> [..., widt
     angle = 1000 * t[..., None].float() * rate
     return torch.cat([angle.sin(), angle.cos()], -1)
 
+# %% ../../nbs/diffusion/12_denoiser.ipynb #c007a
 class DiffusionTransformer(Transformer):
     "A Transformer that reads noisy tokens, vectors or distributions."
     def __init__(
@@ -125,6 +128,7 @@ def _vectors(self: DiffusionTransformer, x: Tensor) -> Tensor:
     if self.input == "simplex": return x.softmax(-1) @ self.tok.weight[:-1]
     return self.read(x)
 
+# %% ../../nbs/diffusion/12_denoiser.ipynb #c008a
 def noisy(
     self: DiffusionTransformer,
     x: Tensor,  # ids [B, T], vectors [B, T, d] or simplex logits [B, T, V]
@@ -138,6 +142,7 @@ def noisy(
         out = out + self.previous(_vectors(self, previous))
     return out if t is None else out + self.time_embedding(t, out)
 
+# %% ../../nbs/diffusion/12_denoiser.ipynb #c008b
 def time_embedding(self: DiffusionTransformer, t, like: Tensor) -> Tensor:  # [1 or B, 1 or T, d]
     "The noise level as a vector to add."
     if self.clock is None: raise ValueError("this model takes no noise level: build it with time=True")
@@ -155,7 +160,8 @@ def two_stream(
     block: str = "full",  # how a noisy block sees itself: full or causal
 ) -> Mask:
     "One-pass training of all blocks."
-    if block_length < 1 or length % block_length: raise ValueError(f"block_length must be >= 1 and divide the length {length}, got {block_length}")
+    if block_length < 1 or length % block_length:
+        raise ValueError(f"block_length must be >= 1 and divide the length {length}, got {block_length}")
     def fn(b, h, q, k):
         i, j, noisy_q, noisy_k = q % length, k % length, q < length, k < length
         own, past = i // block_length == j // block_length, i // block_length > j // block_length
@@ -164,6 +170,7 @@ def two_stream(
         return torch.where(noisy_q, inside | (past & ~noisy_k), clean & ~noisy_k)
     return Mask(fn, f"two_stream({block_length})")
 
+# %% ../../nbs/diffusion/12_denoiser.ipynb #c013a
 def settled_active_worthless(
     n_settled: int,  # finished tokens, from the left
     n_active: int,  # being denoised; all that follow are worthless

@@ -17,6 +17,7 @@ from .denoiser import MaskedLM, two_stream
 from .processes import Absorbing, Hybrid, Process, spread
 from .schedules import as_time
 
+# %% ../../nbs/diffusion/14_elbo.ipynb #c002a
 T_MIN = 1e-3  # noise levels are drawn from here to 1
 
 # %% ../../nbs/diffusion/14_elbo.ipynb #c003
@@ -27,16 +28,21 @@ def draw_times(n: int, rng: torch.Generator, sampler: str = "antithetic") -> Ten
     if sampler == "antithetic": u = (u + torch.arange(n, dtype=torch.float64) / n) % 1
     return T_MIN + (1 - T_MIN) * u
 
+# %% ../../nbs/diffusion/14_elbo.ipynb #c003a
 def take(batch) -> tuple[Tensor, Tensor]:  # ids [B, T], editable bool [B, T]
     "A batch: ids, or a dict with ids and editable (bool) or prompt (lengths [B]); a prompt is never noised."
     if isinstance(batch, Tensor): return batch, torch.ones_like(batch, dtype=torch.bool)
     ids = batch["ids"]
     if "editable" in batch: return ids, batch["editable"].bool().expand_as(ids)
-    if "prompt" in batch: return ids, torch.arange(ids.shape[1], device=ids.device) >= torch.as_tensor(batch["prompt"], device=ids.device)[:, None]
+    if "prompt" in batch:
+        prompt = torch.as_tensor(batch["prompt"], device=ids.device)
+        return ids, torch.arange(ids.shape[1], device=ids.device) >= prompt[:, None]
     return ids, torch.ones_like(ids, dtype=torch.bool)
 
+# %% ../../nbs/diffusion/14_elbo.ipynb #c003b
 def _denoiser(model, process: Process) -> MaskedLM:
-    return model if hasattr(model, "log_probs") else MaskedLM(model, mask_id=process.mask_id, time=getattr(model, "clock", None) is not None)
+    if hasattr(model, "log_probs"): return model
+    return MaskedLM(model, mask_id=process.mask_id, time=getattr(model, "clock", None) is not None)
 
 # %% ../../nbs/diffusion/14_elbo.ipynb #c004
 def masked_diffusion_loss(
@@ -47,7 +53,8 @@ def masked_diffusion_loss(
     sampler: str = "antithetic",  # or uniform
 ) -> Callable:  # objective(model or denoiser, batch, rng) -> Loss
     "Weighted cross-entropy at the masked positions, over the number of editable tokens."
-    if not callable(weighting) and weighting not in ("elbo", "uniform"): raise ValueError(f"weighting must be 'elbo', 'uniform' or a function of t, got {weighting!r}")
+    if not callable(weighting) and weighting not in ("elbo", "uniform"):
+        raise ValueError(f"weighting must be 'elbo', 'uniform' or a function of t, got {weighting!r}")
     weight = process.schedule.weight if weighting == "elbo" else (lambda t: torch.ones_like(t)) if weighting == "uniform" else weighting
     draw_times(1, torch.Generator(), sampler)
     def objective(model, batch, rng) -> Loss:
@@ -72,6 +79,7 @@ def _subsets(ids: Tensor, editable: Tensor | None) -> tuple[Tensor, Tensor]:  # 
     hidden[:, at] = rows
     return at, hidden
 
+# %% ../../nbs/diffusion/14_elbo.ipynb #c006a
 def _hidden_nll(denoiser, ids: Tensor, hidden: Tensor, t=None, batch: int = 512) -> Tensor:  # [rows]: sum over the hidden positions
     "-log p of the clean tokens under masks of one text."
     out = []
@@ -82,6 +90,7 @@ def _hidden_nll(denoiser, ids: Tensor, hidden: Tensor, t=None, batch: int = 512)
         out.append(-torch.where(h, logp, torch.zeros_like(logp)).sum(1))
     return torch.cat(out).double()
 
+# %% ../../nbs/diffusion/14_elbo.ipynb #c006b
 @torch.no_grad()
 def exact_nelbo(
     denoiser,
@@ -109,6 +118,7 @@ def _times(n: int, quadrature: str, rng) -> tuple[Tensor, Tensor]:  # nodes, wei
     x, w = np.polynomial.legendre.leggauss(n)
     return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
 
+# %% ../../nbs/diffusion/14_elbo.ipynb #c008a
 @torch.no_grad()
 def nelbo(
     denoiser,
@@ -122,7 +132,8 @@ def nelbo(
     rng: torch.Generator | None = None,
 ) -> NELBO:
     "Negative evidence bound of texts under an absorbing process."
-    if not isinstance(process, Absorbing) or isinstance(process, Hybrid): raise ValueError(f"nelbo is the absorbing process's bound, got {type(process).__name__}; sum its step_kl instead")
+    if not isinstance(process, Absorbing) or isinstance(process, Hybrid):
+        raise ValueError(f"nelbo is the absorbing process's bound, got {type(process).__name__}; sum its step_kl instead")
     if n_times < 1: raise ValueError(f"n_times must be >= 1, got {n_times}")
     rng, ids = rng or torch.Generator().manual_seed(0), torch.atleast_2d(ids)
     free = torch.ones(ids.shape[1], dtype=torch.bool) if editable is None else editable

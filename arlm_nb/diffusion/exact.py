@@ -41,6 +41,7 @@ def _messages(source: MarkovSource, seen: Tensor) -> tuple[list, list]:  # each 
         back.insert(0, nxt / nxt.sum(1, keepdim=True))
     return ahead, back
 
+# %% ../../nbs/diffusion/13_exact.ipynb #c005a
 def conditionals(source: MarkovSource, seen: Tensor) -> Tensor:  # [B, T, V] likelihoods -> p(x_i | all that is seen) [B, T, V]
     "Exact posterior of every position."
     V, k, (B, T) = source.n_symbols, source.order, seen.shape[:2]
@@ -67,7 +68,8 @@ class OracleDenoiser:
     ):
         self.source, self.error, self.process = source, error, process
         self.mask_id = source.n_symbols if mask_id is None else mask_id
-        if self.mask_id < source.n_symbols: raise ValueError(f"mask_id must be >= {source.n_symbols}, got {self.mask_id}: that is a real token")
+        if self.mask_id < source.n_symbols:
+            raise ValueError(f"mask_id must be >= {source.n_symbols}, got {self.mask_id}: that is a real token")
         if not 0 <= error < 1: raise ValueError(f"error must be in [0, 1), got {error}")
         self.n_states, self.copy, self.device = self.mask_id + 1, error == 0 and process is None, torch.device("cpu")
         self.time = process is not None
@@ -80,7 +82,8 @@ class OracleDenoiser:
 
     def log_probs(self, x_t: Tensor, t=None, *, mask=None, positions=None, cache=None) -> Tensor:  # [B, T, K] float64
         "log p(x_0 | x_t), exactly."
-        if not (mask is None and positions is None and cache is None): raise ValueError("the oracle reads whole sequences: mask, positions and cache must be None")
+        if not (mask is None and positions is None and cache is None):
+            raise ValueError("the oracle reads whole sequences: mask, positions and cache must be None")
         V, e = self.source.n_symbols, self._error(t)
         e = e.reshape(e.shape + (1,) * (3 - e.dim())) if e.dim() else e
         point = torch.nn.functional.one_hot(x_t.clamp(max=V - 1), V).double()
@@ -99,10 +102,12 @@ class Quality(NamedTuple):
     bigram_entropy: float  # of a token given the one before
     stderr: float  # of nll
 
+# %% ../../nbs/diffusion/13_exact.ipynb #c010a
 def sample_quality(ids: Tensor, source: MarkovSource) -> Quality:  # ids [N, T]
     "Exact generative perplexity (as nats a token) and collapse measures. A text that the source cannot say counts with 50 nats for it."
     V = source.n_symbols
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < V): raise ValueError(f"ids must be real tokens 0..{V - 1}, got {int(ids.min())}..{int(ids.max())}")
+    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < V):
+        raise ValueError(f"ids must be real tokens 0..{V - 1}, got {int(ids.min())}..{int(ids.max())}")
     nll = (-log_prob(source, ids)).clamp(max=50.0 * ids.shape[1]) / ids.shape[1]
     one = torch.bincount(ids.flatten(), minlength=V).double()
     two = torch.bincount((ids[:, :-1] * V + ids[:, 1:]).flatten(), minlength=V * V).double()

@@ -24,9 +24,11 @@ class Watch:
     def __call__(self, look: Look, new: Tensor):
         p = look.logits[0].double().softmax(-1)
         best = p.topk(min(self.top, p.shape[-1]))
-        self.rows.append({"before": look.x[0].tolist(), "after": new[0].tolist(), "confidence": look.confidence[0].tolist(), "guess": look.token[0].tolist(),
-                          "candidates": [[(i, v) for i, v in zip(*pair) if v > 0] for pair in zip(best.indices.tolist(), best.values.tolist())]})
+        laws = [[(i, v) for i, v in zip(*pair) if v > 0] for pair in zip(best.indices.tolist(), best.values.tolist())]
+        now = {"before": look.x, "after": new, "confidence": look.confidence, "guess": look.token}
+        self.rows.append({name: value[0].tolist() for name, value in now.items()} | {"candidates": laws})
 
+# %% ../../nbs/diffusion/19_player.ipynb #c003a
 def grid(
     watch: Watch,
     mask_id: int,
@@ -42,10 +44,12 @@ def grid(
         law = "\n".join(f"{token(t)!r} {p:.3f}" for t, p in row["candidates"][i])
         return f"step {n}, position {i}" + ("" if row["before"][i] != mask_id else f"\n{law}")
     positions = range(start, len(watch.rows[0]["after"]))
-    values = [[row["confidence"][i] if row["before"][i] == mask_id or row["before"][i] != row["after"][i] else None for i in positions] for row in watch.rows]
+    def worked_on(row, i): return row["before"][i] == mask_id or row["before"][i] != row["after"][i]
+    values = [[row["confidence"][i] if worked_on(row, i) else None for i in positions] for row in watch.rows]
     text = [[cell(row, i) for i in positions] for row in watch.rows]
     hover = [[over(n, row, i) for i in positions] for n, row in enumerate(watch.rows, 1)]
-    return LayerHeatmap([str(i) for i in positions], list(range(1, len(watch.rows) + 1)), values, text, hover, label="confidence of the guess", limits=(0, 1))
+    steps = list(range(1, len(watch.rows) + 1))
+    return LayerHeatmap([str(i) for i in positions], steps, values, text, hover, label="confidence of the guess", limits=(0, 1))
 
 # %% ../../nbs/diffusion/19_player.ipynb #c004
 def denoising_player(
@@ -60,10 +64,13 @@ def denoising_player(
     name = token or (denoiser.tokenizer.token if denoiser.tokenizer is not None else str)
     def draw(policy, steps, temperature, seed):
         watch = Watch()
-        denoise(denoiser, x, policy=make_policy(policy), steps=steps, temperature=temperature, rng=torch.Generator().manual_seed(seed), on_step=watch, trace=False)
+        rng = torch.Generator().manual_seed(seed)
+        denoise(denoiser, x, policy=make_policy(policy), steps=steps, temperature=temperature, rng=rng, on_step=watch, trace=False)
         return grid(watch, denoiser.mask_id, name)
-    return Controls(draw, policy=["confidence", "margin", "entropy", "random", "ancestral", "threshold", "remask"], steps=list(steps), temperature=(0.0, 1.5, 0.25, 1.0), seed=(0, 50))
+    names = ["confidence", "margin", "entropy", "random", "ancestral", "threshold", "remask"]
+    return Controls(draw, policy=names, steps=list(steps), temperature=(0.0, 1.5, 0.25, 1.0), seed=(0, 50))
 
+# %% ../../nbs/diffusion/19_player.ipynb #c004a
 def schedule_figure(name: str = "linear", length: int = 32, **options):  # plotly Figure
     "Share of clean tokens, weight in the bound, and how many tokens are masked."
     from arlm_nb.core.plotting import lines
@@ -71,8 +78,10 @@ def schedule_figure(name: str = "linear", length: int = 32, **options):  # plotl
     s = schedule(name, **options)
     columns = {"t": t, "alpha": s.alpha(t), "weight (log10)": s.weight(t).log10(), "masked / length": 1 - s.alpha(t)}
     expected = length * float(1 - s.alpha(torch.tensor(0.5, dtype=torch.float64)))
-    return lines(columns, "t", list(columns)[1:], title=f"{name}: {expected:.1f} of {length} tokens masked at t = 1/2", x_title="time t", y_title="share; log10 of the weight")
+    title = f"{name}: {expected:.1f} of {length} tokens masked at t = 1/2"
+    return lines(columns, "t", list(columns)[1:], title=title, x_title="time t", y_title="share; log10 of the weight")
 
+# %% ../../nbs/diffusion/19_player.ipynb #c004b
 def schedule_explorer():  # Controls
     "The schedules side by side."
     from arlm_nb.core.controls import Controls

@@ -55,6 +55,7 @@ class Absorbing(Process):
         r = self.ratio(s, t)
         return r, torch.zeros_like(r), 1 - r
 
+# %% ../../nbs/diffusion/11_processes.ipynb #c004a
 class Uniform(Process):
     "Tokens turn into any token: q(x_t|x_0) = Cat(alpha x_0 + (1 - alpha) / V)."
     def __init__(self, vocab_size: int, schedule: Schedule | None = None):
@@ -101,6 +102,7 @@ def sample(
     if self.mask_id is not None: xt = torch.where(u < m, self.mask_id, xt)
     return xt if editable is None else torch.where(editable, xt, x0)
 
+# %% ../../nbs/diffusion/11_processes.ipynb #c007a
 def transition(self: Process, s: float, t: float) -> Tensor:  # [K, K] float64: row = state at s, column = state at t
     "Transition matrix between two times."
     (a, b, m), V, K = self.law(s, t), self.vocab_size, self.n_states
@@ -109,6 +111,7 @@ def transition(self: Process, s: float, t: float) -> Tensor:  # [K, K] float64: 
     if self.mask_id is not None: Q[:V, self.mask_id] = m
     return Q
 
+# %% ../../nbs/diffusion/11_processes.ipynb #c007b
 def prior(self: Process, shape, rng: torch.Generator) -> Tensor:  # [B, T] int64
     "A draw at t = 1: all masks, or all random where the process never masks."
     masks = self.mask_id is not None and not (isinstance(self, Hybrid) and self.kind == "gamma" and self.amount == 1)
@@ -127,7 +130,8 @@ def posterior(
     "p(x_s | x_t): the reverse step."
     V, p, K = self.vocab_size, log_p_x0[..., :self.vocab_size].exp(), self.n_states
     zero = torch.zeros_like(as_time(s))
-    step, early, late = ([spread(w, x_t).to(p)[..., None] for w in self.law(*st)] for st in ((s, t), (zero, s), (torch.zeros_like(as_time(t)), t)))
+    times = (s, t), (zero, s), (torch.zeros_like(as_time(t)), t)
+    step, early, late = ([spread(w, x_t).to(p)[..., None] for w in self.law(*pair)] for pair in times)
     masked = (x_t == self.mask_id)[..., None] if self.mask_id is not None else torch.zeros_like(x_t, dtype=torch.bool)[..., None]
     here = torch.nn.functional.one_hot(x_t.clamp(max=V - 1), V).to(p)
     r = p / (late[0] * here + late[1]).clamp(min=1e-30) * ((late[0] * here + late[1]) > 0)  # p(x_0) / q(x_t | x_0), visible x_t

@@ -76,11 +76,12 @@ class Look:
     @property
     def last(self) -> bool: return self.step == self.steps - 1
 
+# %% ../../nbs/diffusion/16_sampling.ipynb #c008a
 def score_of(look: Look, score: str, noise: float = 0.0) -> Tensor:  # [B, T], larger: written sooner
     "Scores of positions; `noise` times Gumbel noise is added to their logarithm."
     known = {"confidence": look.confidence, "margin": look.margin, "entropy": -look.entropy, "random": None}
     if score not in known: raise ValueError(f"score must be one of {', '.join(known)}, got {score!r}")
-    u = torch.rand(look.x.shape, generator=look.rng, dtype=torch.float64)
+    u = torch.rand(look.x.shape, generator=look.rng, dtype=torch.float64).to(look.x.device)
     if score == "random": return u
     if not noise: return known[score].double()
     base = known[score].double() if score == "entropy" else known[score].double().clamp(min=1e-30).log()
@@ -93,6 +94,7 @@ def best(score: Tensor, among: Tensor, n: Tensor) -> Tensor:  # score, among [B,
     rank = order.argsort(-1)
     return among & (rank < n[:, None])
 
+# %% ../../nbs/diffusion/16_sampling.ipynb #c009a
 @dataclass
 class Ancestral:
     "The process run backwards: a masked token is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t), independently."
@@ -106,7 +108,7 @@ class Ancestral:
         noise = (self.process.schedule if self.process else schedule()).alpha
         a_t, a_s = (noise(torch.tensor(u, dtype=torch.float64)) for u in (look.t, look.s))
         now = torch.rand(look.x.shape, generator=look.rng, dtype=torch.float64) < (a_s - a_t) / (1 - a_t)
-        return torch.where(look.masked & now, look.token, look.x)
+        return torch.where(look.masked & now.to(look.x.device), look.token, look.x)
 
     def _posterior(self, look: Look) -> Tensor:
         logp = (look.logits.double() / (look.temperature or 1e-3)).log_softmax(-1)
@@ -126,6 +128,7 @@ class TopK:
         chosen = best(score_of(look, self.score, self.noise), look.masked, counts[:, look.step].to(look.x.device))
         return torch.where(chosen, look.token, look.x)
 
+# %% ../../nbs/diffusion/16_sampling.ipynb #c010a
 @dataclass
 class Threshold:
     "All tokens whose confidence is above tau, and at least the most confident one."
@@ -136,12 +139,13 @@ class Threshold:
         if not 0 <= self.tau <= 1: raise ValueError(f"tau must be in [0, 1], got {self.tau}")
 
     def __call__(self, look: Look) -> Tensor:
-        sure = look.masked & ((look.confidence > self.tau) | best(look.confidence, look.masked, torch.ones(len(look.x), dtype=torch.long)))
+        sure = look.masked & ((look.confidence > self.tau) | best(look.confidence, look.masked, torch.ones_like(look.x[:, 0])))
         return torch.where(sure, look.token, look.x)
 
+# %% ../../nbs/diffusion/16_sampling.ipynb #c010b
 @dataclass
 class Remask:
-    "Write everything, then take back the least confident part; a token written earlier keeps the confidence it had and competes (mask-predict)."
+    "Write everything, then take back the least confident part; earlier tokens keep the confidence they had and compete (mask-predict)."
     score: str = "confidence"
     kind: str = "linear"
     noise: float = 0.0
@@ -150,10 +154,10 @@ class Remask:
     def __call__(self, look: Look) -> Tensor:
         m = look.memory
         total = m.setdefault("total", look.masked.sum(1).cpu())
-        kept = m.get("kept", torch.full(look.x.shape, torch.inf, dtype=torch.float64))
+        kept = m.get("kept", torch.full(look.x.shape, torch.inf, dtype=torch.float64, device=look.x.device))
         m["kept"] = kept = torch.where(look.masked, score_of(look, self.score, self.noise), kept)
         m.setdefault("ours", look.masked.clone())  # given tokens are never taken back
-        n = num_transfer_tokens(total, look.steps, self.kind)[:, :look.step + 1].sum(1)
+        n = num_transfer_tokens(total, look.steps, self.kind)[:, :look.step + 1].sum(1).to(look.x.device)
         keep = best(kept, m["ours"], n)
         mask_id = m["mask_id"]
         return torch.where(m["ours"] & ~keep, mask_id, look.token)
@@ -164,11 +168,13 @@ def _blocks(x: Tensor, editable: Tensor, steps: int, block_length: int | None) -
     if not len(where): raise ValueError("nothing to write: no position is editable")
     start, end = int(where[0]), int(where[-1]) + 1
     length = end - start if block_length is None else block_length
-    if length < 1 or (end - start) % length: raise ValueError(f"block_length must be >= 1 and divide the {end - start} positions to write, got {block_length}")
+    if length < 1 or (end - start) % length:
+        raise ValueError(f"block_length must be >= 1 and divide the {end - start} positions to write, got {block_length}")
     n = (end - start) // length
     if steps < 1 or steps % n: raise ValueError(f"steps must be >= 1 and a multiple of the {n} blocks, got {steps}")
     return [(s, s + length) for s in range(start, end, length)], steps // n
 
+# %% ../../nbs/diffusion/16_sampling.ipynb #c012a
 def _look(logits: Tensor, x: Tensor, masked, active, step, steps, rng, temperature, memory, mask_id) -> Look:
     seed = int(torch.randint(1 << 62, (1,), generator=rng))
     found = masked_confidence(logits.float(), x, mask_id, temperature, seed)
@@ -179,7 +185,8 @@ def _record(logs: list, look: Look, new: Tensor, start: int, number: int, logp: 
         token = int(new[row, at])
         given = float(look.logits[row, at].double().log_softmax(-1)[token]) if token != mask_id else 0.0
         if token != mask_id: logp[row, at] = given
-        logs[row].append({"position": at - start, "token": token, "logprob": given, "step": number, "confidence": float(look.confidence[row, at])})
+        seen = {"step": number, "confidence": float(look.confidence[row, at])}
+        logs[row].append({"position": at - start, "token": token, "logprob": given} | seen)
 
 # %% ../../nbs/diffusion/16_sampling.ipynb #c013
 @torch.no_grad()
@@ -212,8 +219,10 @@ def denoise(
             if not revisits and not masked.any(): break
             t = 1 - i / per_block
             if cache is not None: logits, rows = cache.logits(denoiser, x, masked, t)
-            elif last is None or denoiser.time or denoiser.copy is False or not torch.equal(last[0], x): logits, rows = denoiser.logits(x, t), x.shape[1]
-            else: logits, rows = last[1], 0  # nothing changed: the same answer
+            elif last is not None and not denoiser.time and torch.equal(last[0], x):
+                logits, rows = last[1], 0  # nothing changed: the same answer
+            else:
+                logits, rows = denoiser.logits(x, t), x.shape[1]
             last, cost.positions, cost.forward_passes = (x, logits), cost.positions + rows, cost.forward_passes + (rows > 0)
             look = _look(logits, x, masked, active, i, per_block, rng, temperature, memory, mask_id)
             new = torch.where(active, policy(look), x)
@@ -225,11 +234,13 @@ def denoise(
     out = [_generation(denoiser, row, start, log, lp, cost) for row, log, lp in zip(x, logs, logp)]
     return out[0] if single else out
 
+# %% ../../nbs/diffusion/16_sampling.ipynb #c013a
 def _generation(denoiser, row: Tensor, start: int, log: list, logp: Tensor, cost: Cost) -> Generation:
     ids = row[start:].tolist()
     tokenizer = getattr(denoiser, "tokenizer", None)
     text = "" if tokenizer is None else tokenizer.decode(ids)
-    return Generation(ids, text, logp[start:].tolist(), log, Cost(cost.forward_passes, cost.positions, cost.seconds), row[:start].tolist(), "denoise")
+    own = Cost(cost.forward_passes, cost.positions, cost.seconds)
+    return Generation(ids, text, logp[start:].tolist(), log, own, row[:start].tolist(), "denoise")
 
 def stack(generations: list[Generation]) -> Tensor:  # [B, T]
     "Token ids of a batch, for measuring."

@@ -19,6 +19,7 @@ def as_time(t, name: str = "t") -> Tensor:  # float64, any shape
         raise ValueError(f"{name} must be in [0, 1], got {float(t.min()):.4g}..{float(t.max()):.4g}")
     return t
 
+# %% ../../nbs/diffusion/10_schedules.ipynb #c003a
 @dataclass(frozen=True)
 class Schedule:
     "Probability that a token is clean at time t, and its derivative."
@@ -44,6 +45,7 @@ def _polynomial(p: float = 2.0) -> Schedule:
     if not p > 0: raise ValueError(f"p must be > 0 (alpha = 1 - t^p must decrease), got {p}")
     return Schedule("polynomial", lambda t: 1 - t ** p, lambda t: -p * t ** (p - 1))
 
+# %% ../../nbs/diffusion/10_schedules.ipynb #c005a
 _half = math.pi / 2
 _discrete = {
     "linear": lambda: Schedule("linear", lambda t: 1 - t, lambda t: -torch.ones_like(t)),
@@ -75,6 +77,7 @@ class GaussianSchedule:
     @property
     def n_steps(self) -> int: return len(self.alpha_bar) - 1
 
+# %% ../../nbs/diffusion/10_schedules.ipynb #c009a
 def _linear_beta(u: Tensor, low: float = 1e-4, high: float = 0.02) -> Tensor:
     "Ho et al. 2020: beta from low to high over 1,000 steps, scaled to T."
     n = len(u) - 1

@@ -18,18 +18,22 @@ from .processes import Absorbing, Hybrid, Process, spread
 # %% ../../nbs/diffusion/15_score.ipynb #c004
 def _rates(process: Process) -> tuple[float, float]:
     "Masking rate, and the rate to each single other token."
-    if isinstance(process, Hybrid) and process.kind == "epsilon": raise ValueError("the epsilon hybrid has no constant generator: score entropy needs absorbing, uniform or hybrid gamma")
+    if isinstance(process, Hybrid) and process.kind == "epsilon":
+        raise ValueError("the epsilon hybrid has no constant generator: score entropy needs absorbing, uniform or hybrid gamma")
     gamma = process.amount if isinstance(process, Hybrid) else 0.0 if process.mask_id is not None else 1.0
     return 1 - gamma, gamma / process.vocab_size
 
+# %% ../../nbs/diffusion/15_score.ipynb #c004a
 def true_ratios(process: Process, x0: Tensor, x_t: Tensor, t) -> Tensor:  # [B, T, V]: q(y | x_0) / q(x_t | x_0)
     "What the score must be if the clean token is known."
     V = process.vocab_size
     a, b, m = (spread(p, x0)[..., None] for p in process.law(torch.zeros_like(torch.as_tensor(t, dtype=torch.float64)), t))
     law = a * F.one_hot(x0, V) + b
-    here = torch.where((x_t == process.mask_id)[..., None], m, law.gather(-1, x_t.clamp(max=V - 1)[..., None])) if process.mask_id is not None else law.gather(-1, x_t[..., None])
+    here = law.gather(-1, x_t.clamp(max=V - 1)[..., None])
+    if process.mask_id is not None: here = torch.where((x_t == process.mask_id)[..., None], m, here)
     return law / here
 
+# %% ../../nbs/diffusion/15_score.ipynb #c004b
 def log_scores(process: Process, x_t: Tensor, log_p_x0: Tensor, t) -> Tensor:  # [B, T, V]
     "The scores that a denoiser implies: s_y = sum_k p(x_0 = k | x_t) q(y | k) / q(x_t | k)."
     V, p = process.vocab_size, log_p_x0[..., :process.vocab_size].exp()
@@ -50,6 +54,7 @@ def score_entropy(process: Process, x0: Tensor, x_t: Tensor, log_score: Tensor, 
     bracket = log_score.exp() - torch.where(r > 0, r * log_score, torch.zeros_like(r)) + torch.xlogy(r, r) - r
     return torch.where(rate > 0, rate * bracket, torch.zeros_like(bracket)).sum(-1)
 
+# %% ../../nbs/diffusion/15_score.ipynb #c005a
 def score_entropy_loss(
     process: Process,  # absorbing, uniform or hybrid gamma
     *,
@@ -68,7 +73,8 @@ def score_entropy_loss(
         alpha = process.schedule.alpha(t)
         rate = (-process.schedule.dalpha(t) / alpha)[:, None].to(ids.device)  # sigma'(t)
         value = (rate * score_entropy(process, ids, x, scores, t) * editable).sum() / editable.sum().clamp(min=1)
-        return Loss(value.to(logits.dtype), {"masked": float((x == process.mask_id).float().mean()) if process.mask_id is not None else 0.0})
+        masked = (x == process.mask_id).float().mean() if process.mask_id is not None else 0.0
+        return Loss(value.to(logits.dtype), {"masked": float(masked)})
     return objective
 
 # %% ../../nbs/diffusion/15_score.ipynb #c009
@@ -91,10 +97,19 @@ def block_diffusion_loss(
         return Loss((w * nll).sum() / editable.sum().clamp(min=1), {})
     return objective
 
-def two_stream_nll(model, process: Absorbing, ids: Tensor, x: Tensor, block_length: int, context: str = "block_causal") -> Tensor:  # [B, L]; 0 where visible
+# %% ../../nbs/diffusion/15_score.ipynb #c009a
+def two_stream_nll(
+    model,
+    process: Absorbing,
+    ids: Tensor,  # clean [B, L]
+    x: Tensor,  # noisy [B, L]
+    block_length: int,
+    context: str = "block_causal",
+) -> Tensor:  # [B, L]; 0 where visible
     "-log p of the clean token of every masked position, from one pass."
     L = ids.shape[1]
     positions = torch.arange(L, device=ids.device).repeat(2)[None]
     logits = _denoiser(model, process).logits(torch.cat([x, ids], 1), mask=two_stream(block_length, L, context), positions=positions)[:, :L]
-    nll = F.cross_entropy(logits.flatten(0, 1).float() if logits.dtype == torch.bfloat16 else logits.flatten(0, 1), ids.flatten(), reduction="none")
+    if logits.dtype == torch.bfloat16: logits = logits.float()
+    nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
     return torch.where(x == process.mask_id, nll.reshape(ids.shape), torch.zeros_like(nll).reshape(ids.shape))

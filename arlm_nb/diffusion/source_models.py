@@ -16,6 +16,7 @@ from .elbo import masked_diffusion_loss, nelbo
 from .exact import entropy
 from .processes import Absorbing
 
+# %% ../../nbs/diffusion/17_source_models.ipynb #c002a
 SYMBOLS, LENGTH = 12, 32  # V and T; the model's last id, V, is the mask (masked models) or the first token (autoregressive)
 
 def reference_source() -> MarkovSource:
@@ -24,8 +25,8 @@ def reference_source() -> MarkovSource:
 
 def source_config(causal: bool, **changes) -> TransformerConfig:
     "56,000 parameters."
-    sizes = dict(d_model=48, n_layers=2, n_heads=4, context_length=2 * LENGTH, positions="rotary", norm="rmsnorm", bias=False, causal=causal)
-    return TransformerConfig(SYMBOLS + 1, **(sizes | changes))
+    sizes = dict(d_model=48, n_layers=2, n_heads=4, context_length=2 * LENGTH, positions="rotary", norm="rmsnorm", bias=False)
+    return TransformerConfig(SYMBOLS + 1, **(sizes | dict(causal=causal) | changes))
 
 # %% ../../nbs/diffusion/17_source_models.ipynb #c003
 def source_batches(size: int = 64):  # data(step, rng) -> ids [size, T]
@@ -39,6 +40,7 @@ def with_first(ids: Tensor) -> Tensor:  # [B, T] -> [B, T + 1]
     "The first token that an autoregressive model starts from."
     return torch.cat([torch.full_like(ids[:, :1], SYMBOLS), ids], 1)
 
+# %% ../../nbs/diffusion/17_source_models.ipynb #c003a
 def test_texts(n: int = 200, seed: int = 12345) -> Tensor:  # [n, T]
     "Texts that no training step drew."
     return reference_source().sample(n, LENGTH, torch.Generator().manual_seed(seed))
@@ -61,13 +63,16 @@ def source_recipe(kind: str, steps: int = 1200):  # Recipe
     def data(_): return (lambda step, rng: with_first(draw(step, rng))) if kind == "ar" else draw
     def measure(lm) -> dict:
         texts = test_texts()
-        value = ar_nll(lm, texts).mean() if kind == "ar" else nelbo(MaskedLM(lm, mask_id=SYMBOLS), texts, Absorbing(SYMBOLS), n_times=32).value
+        denoiser = None if kind == "ar" else MaskedLM(lm, mask_id=SYMBOLS)
+        value = ar_nll(lm, texts).mean() if kind == "ar" else nelbo(denoiser, texts, Absorbing(SYMBOLS), n_times=32).value
         return {"nats_per_token": round(float(value), 4), "entropy": round(entropy(reference_source(), LENGTH), 4)}
     objective = next_token if kind == "ar" else masked_diffusion_loss(Absorbing(SYMBOLS))
     about = "A Markov chain with known truth: " + {"ar": "autoregressive", "mdlm": "masked diffusion"}[kind]
     return Recipe(f"diffusion/source-{kind}", lambda: (source_config(kind == "ar"), None), data, measure, steps, objective, FIT, about)
 
+# %% ../../nbs/diffusion/17_source_models.ipynb #c004a
 def source_ar_recipe(): return source_recipe("ar")
+
 def source_mdlm_recipe(): return source_recipe("mdlm")
 
 def load_source(kind: str):  # "ar" -> LM; "mdlm" -> MaskedLM
@@ -85,6 +90,7 @@ def train_source(kind: str, steps: int, seed: int = 0, batch: int = 64):  # the 
     if kind not in ("ar", "mdlm"): raise ValueError(f"kind must be 'ar' or 'mdlm', got {kind!r}")
     torch.manual_seed(seed)
     draw, lm = source_batches(batch), Transformer(source_config(kind == "ar"), name=f"source-{kind}")
-    data, objective = ((lambda step, rng: with_first(draw(step, rng))), next_token) if kind == "ar" else (draw, masked_diffusion_loss(Absorbing(SYMBOLS)))
+    data = (lambda step, rng: with_first(draw(step, rng))) if kind == "ar" else draw
+    objective = next_token if kind == "ar" else masked_diffusion_loss(Absorbing(SYMBOLS))
     fit(lm, data, objective, steps=steps, seed=seed, progress=False, **{k: v for k, v in FIT.items() if k != "checkpoint_every"})
     return lm.eval() if kind == "ar" else MaskedLM(lm.eval(), mask_id=SYMBOLS)
