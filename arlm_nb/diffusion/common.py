@@ -27,6 +27,7 @@ from .schedules import GaussianSchedule, Schedule, gaussian_schedule, schedule
 from .score import block_diffusion_loss, log_scores, score_entropy, score_entropy_loss, true_ratios, two_stream_nll
 from .source_models import LENGTH, SYMBOLS, ar_nll, load_source, reference_source, source_batches, source_config, test_texts, train_source
 
+# %% ../../nbs/diffusion/00_common.ipynb #c002a
 _all_ = [
     "Schedule", "schedule", "GaussianSchedule", "gaussian_schedule", "Process", "Absorbing", "Uniform", "Hybrid", "GaussianProcess",
     "MaskedLM", "DiffusionTransformer", "masked_diffusion_loss", "score_entropy_loss", "block_diffusion_loss", "nelbo", "NELBO", "exact_nelbo",
@@ -36,13 +37,15 @@ _all_ = [
 ]
 
 # %% ../../nbs/diffusion/00_common.ipynb #c012
-def parallel_study(denoisers: dict, steps=(1, 4, 8, 16, 32), n: int = 100, seed: int = 0, policy: Callable | None = None) -> list[dict]:
+def parallel_study(denoisers: dict, steps=(1, 4, 8, 32), n: int = 48, seed: int = 0, policy: Callable | None = None) -> list[dict]:
     "Quality of samples of a known source by number of passes: rows with model, steps, nll, stderr, unigram and bigram entropy."
     rows, source = [], reference_source()
     for name, denoiser in denoisers.items():
         for k in steps:
             x = torch.full((n, LENGTH), SYMBOLS)
-            out = denoise(denoiser, x, policy=policy or TopK("random"), steps=k, temperature=1.0, rng=torch.Generator().manual_seed(seed), trace=False)
+            rng = torch.Generator().manual_seed(seed)
+            out = denoise(denoiser, x, policy=policy or TopK("random"), steps=k, temperature=1.0, rng=rng, trace=False)
             q = sample_quality(stack(out), source)
-            rows.append({"model": name, "steps": k, "nll": q.nll, "low": q.nll - 2 * q.stderr, "high": q.nll + 2 * q.stderr, "unigram": q.unigram_entropy, "bigram": q.bigram_entropy})
+            row = {"model": name, "steps": k, "nll": q.nll, "low": q.nll - 2 * q.stderr, "high": q.nll + 2 * q.stderr}
+            rows.append(row | {"unigram": q.unigram_entropy, "bigram": q.bigram_entropy})
     return rows
