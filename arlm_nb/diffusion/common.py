@@ -29,11 +29,12 @@ from .source_models import LENGTH, SYMBOLS, ar_nll, load_source, reference_sourc
 
 # %% ../../nbs/diffusion/00_common.ipynb #c002a
 _all_ = [
-    "Schedule", "schedule", "GaussianSchedule", "gaussian_schedule", "Process", "Absorbing", "Uniform", "Hybrid", "GaussianProcess",
-    "MaskedLM", "DiffusionTransformer", "masked_diffusion_loss", "score_entropy_loss", "block_diffusion_loss", "nelbo", "NELBO", "exact_nelbo",
-    "denoise", "stack", "Ancestral", "TopK", "Threshold", "Remask", "num_transfer_tokens", "gumbel_argmax", "masked_diffusion", "make_policy",
-    "two_stream", "settled_active_worthless", "MarkovSource", "OracleDenoiser", "sample_quality", "Quality", "entropy", "log_prob", "conditionals",
-    "Watch", "grid", "denoising_player", "schedule_explorer", "load_source", "reference_source", "source_batches", "test_texts", "train_source",
+    "Schedule", "schedule", "GaussianSchedule", "gaussian_schedule", "Process", "Absorbing", "Uniform", "Hybrid",
+    "GaussianProcess", "MaskedLM", "DiffusionTransformer", "masked_diffusion_loss", "score_entropy_loss",
+    "block_diffusion_loss", "nelbo", "NELBO", "exact_nelbo", "denoise", "stack", "Ancestral", "TopK", "Threshold", "Remask",
+    "num_transfer_tokens", "gumbel_argmax", "masked_diffusion", "make_policy", "two_stream", "settled_active_worthless",
+    "MarkovSource", "OracleDenoiser", "sample_quality", "Quality", "entropy", "log_prob", "conditionals", "Watch", "grid",
+    "denoising_player", "schedule_explorer", "load_source", "reference_source", "source_batches", "test_texts", "train_source",
 ]
 
 # %% ../../nbs/diffusion/00_common.ipynb #c012
