@@ -259,15 +259,12 @@ def _icl_tasks():
 _elsewhere = {  # name -> module and function that give the recipe
     "prompting/set-facts": ("arlm_nb.prompting.set_facts", "set_facts_recipe"),
     "decode/topics": ("arlm_nb.decode.topics", "topics_recipe"),
-<<<<<<< HEAD
+    "diffusion/source-ar": ("arlm_nb.diffusion.source_models", "source_ar_recipe"),
+    "diffusion/source-mdlm": ("arlm_nb.diffusion.source_models", "source_mdlm_recipe"),
     "retrieval/seal-kb": ("arlm_nb.retrieval.seal_kb", "seal_recipe"),
     "prompting/few-shot-small": ("arlm_nb.prompting.shot_mix", "small_recipe"),
     "prompting/few-shot-mid": ("arlm_nb.prompting.shot_mix", "mid_recipe"),
     "prompting/few-shot-large": ("arlm_nb.prompting.shot_mix", "large_recipe"),
-=======
-    "diffusion/source-ar": ("arlm_nb.diffusion.source_models", "source_ar_recipe"),
-    "diffusion/source-mdlm": ("arlm_nb.diffusion.source_models", "source_mdlm_recipe"),
->>>>>>> wc
 }
 
 def _lazily(module: str, function: str) -> Callable:
