@@ -42,7 +42,7 @@ def compare(name: str, config, new_tokens: int, target: float, device: str) -> B
     ours, theirs = greedy_pair(config, new_tokens, device)
     same = ours() == theirs()
     for _ in range(128 // new_tokens): ours()  # a large head's screen is made once (core.screened_head)
-    pairs = [(time_cpu(ours, repeat=1, warm=0)[0], time_cpu(theirs, repeat=1, warm=0)[0]) for _ in range(3)]
+    pairs = [(time_cpu(ours, repeat=1, warm=0)[0], time_cpu(theirs, repeat=1, warm=0)[0]) for _ in range(7)]
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]
     weights = 4 * (config.vocab_size * config.n_embd + config.n_layer * 12 * config.n_embd ** 2)
     notes = f"{new_tokens / min(a):.0f} against {new_tokens / min(b):.0f} token/s; same tokens: {same}"
