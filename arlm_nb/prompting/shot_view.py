@@ -59,7 +59,7 @@ class HumanOrMachine:
         self.at, self.right = self.at + 1, self.right + hit
         return hit
 
-    def detective(self) -> tuple[np.ndarray, "Interval"]:  # right or wrong for each text [n]; share right
+    def detective(self) -> tuple[np.ndarray, tuple]:  # right or wrong for each text [n]; Interval of the share right
         "A classifier in the reader's place, five-fold."
         from sklearn.feature_extraction.text import HashingVectorizer
         from sklearn.linear_model import LogisticRegression
