@@ -5,6 +5,13 @@ for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "H
     os.environ.setdefault(name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+try: from hypothesis import settings
+except ImportError: pass  # a GPU machine's own Python may lack it; its tests do without
+else:  # the same examples on every run; ARLM_EXPLORE=1 draws new ones
+    settings.register_profile("same", derandomize=True, deadline=None)
+    settings.register_profile("explore", deadline=None, print_blob=True)
+    settings.load_profile("explore" if os.environ.get("ARLM_EXPLORE") else "same")
+
 
 def pytest_collection_modifyitems(items):
     "The repository's own checks first: they are cheap or, the notebooks, keep both cores busy by themselves."
