@@ -8,13 +8,12 @@ __all__ = ['Cost', 'Generation', 'encode_prompts', 'decode_text', 'check_budget'
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from .masks import causal
-from .paths import marked, unknown
+from .paths import Registry
 from .sampling import draw, row_generators, warp
 
 # %% ../../nbs/core/21_generation.ipynb #c004
@@ -162,21 +161,18 @@ def _describe(logits: Tensor, tokens: Tensor, n: int, candidates: int) -> list[d
     return out
 
 # %% ../../nbs/core/21_generation.ipynb #c015
-_decoders: dict[str, Callable] = {}
+_decoders = Registry("decoder", "register_decoder")
 
 def register_decoder(key: str):
     "Decorator: offer a decoder under a key."
-    def add(fn): _decoders[key] = fn; return fn
-    return add
+    return _decoders.add(key)
 
 def decoders() -> list[str]:
     "Keys of all decoders: the package's, and those registered in this session."
-    return sorted({*_decoders, *marked("register_decoder")})
+    return _decoders.keys()
 
 def get_decoder(key: str) -> Callable:
     "A decoder by key."
-    if key not in _decoders and (home := marked("register_decoder").get(key)): import_module(home)
-    if key not in _decoders: raise unknown("decoder", key, decoders())
     return _decoders[key]
 
 # %% ../../nbs/core/21_generation.ipynb #c017

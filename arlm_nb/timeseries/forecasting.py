@@ -8,13 +8,12 @@ __all__ = ['ALWAYS', 'Forecast', 'register_forecaster', 'forecasters', 'get_fore
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.paths import marked, unknown
+from ..core.paths import Registry, unknown
 from ..core.statistics import Interval
 from .forecast_scores import mase, mase_scale, paired_block_bootstrap, smape
 from .panels import Panel, as_panel
@@ -63,22 +62,19 @@ def _forecast_plot(self, context, truth=None, *, variate: int = 0, levels=(0.5, 
 Forecast.plot = _forecast_plot
 
 # %% ../../nbs/timeseries/14_forecasting.ipynb #c006
-_forecasters: dict[str, Callable] = {}
+_forecasters = Registry("forecaster", "register_forecaster")
 ALWAYS = ("seasonal_naive", "linear")  # in every table
 
 def register_forecaster(name: str):
     "Decorator: offer `fit(train, context, horizon, *, seed=0) -> predict(x) -> y` in the leaderboard."
-    def add(fn): _forecasters[name] = fn; return fn
-    return add
+    return _forecasters.add(name)
 
 def forecasters() -> list[str]:
     "Names of all forecasters: the package's, and those registered in this session."
-    return sorted({*_forecasters, *marked("register_forecaster")})
+    return _forecasters.keys()
 
 def get_forecaster(name: str) -> Callable:
     "A forecaster by name; its module is imported when first asked for."
-    if name not in _forecasters and (home := marked("register_forecaster").get(name)): import_module(home)
-    if name not in _forecasters: raise unknown("forecaster", name, forecasters())
     return _forecasters[name]
 
 # %% ../../nbs/timeseries/14_forecasting.ipynb #c008
