@@ -37,8 +37,18 @@ class Rotary(nn.Module):
         cos, sin = self.angles(positions)
         half = self.dim // 2
         a, b = x[..., :half], x[..., half:self.dim]
+        plain = x.dtype == cos.dtype and len(cos) in (1, len(x)) and not torch.is_grad_enabled()
+        if plain: return self._into(torch.empty_like(x), x, a, b, cos, sin)
         turned = [a * cos - b * sin, b * cos + a * sin]
         return torch.cat(turned + ([x[..., self.dim:]] if self.dim < x.shape[-1] else []), -1)
+
+    def _into(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        "The same without temporaries, where no gradient is asked for."
+        half = self.dim // 2
+        torch.mul(a, cos, out=y[..., :half]).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=y[..., half:self.dim]).addcmul_(a, sin)
+        if self.dim < x.shape[-1]: y[..., self.dim:] = x[..., self.dim:]
+        return y
 
 # %% ../../nbs/core/14_mixers.ipynb #c006
 def alibi_slopes(n_heads: int) -> Tensor:  # [H]
