@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .cache import KVCache
 from .fast_step import fast_step, gather
 from .hooks import Sites, install
-from .lm import LM, LMOutput, check_ids, resolve_mask
+from .lm import LMOutput, ModuleLM, check_ids, resolve_mask
 from .masks import as_additive, causal
 from .mixers import Linear, Rotary, SoftmaxAttention, alibi_bias, alibi_slopes
 
@@ -130,7 +130,7 @@ class Block(nn.Module):
         return s(self.post_s, self.norm2(out) if post else out), state
 
 # %% ../../nbs/core/15_transformer.ipynb #c011
-class Transformer(nn.Module, LM):
+class Transformer(ModuleLM):
     "A small, readable language model on the LM contract."
     def __init__(self,
                  config: TransformerConfig,
@@ -161,11 +161,6 @@ class Transformer(nn.Module, LM):
         for size in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head"):
             setattr(self, size, getattr(c, size))
 
-    @property
-    def device(self): return self.tok.weight.device
-    @property
-    def dtype(self): return self.tok.weight.dtype
-    def embed(self, ids: Tensor) -> Tensor: return self.tok(ids)
     def final_norm(self, hidden: Tensor) -> Tensor: return self.norm(hidden)
 
 # %% ../../nbs/core/15_transformer.ipynb #c012
