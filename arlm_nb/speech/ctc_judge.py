@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'wer', 'cer', 'Transcript', 'CTCJudge', 'collapse', 'spell', 'transcribe', 'judge_material', 'blur',
-           'ctc_loss', 'rows_of', 'save_judge', 'load_judge', 'train_ctc']
+           'ctc_loss', 'rows_of', 'save_judge', 'load_judge', 'train_ctc', 'make_ctc', 'judge_errors']
 
 # %% ../../nbs/speech/15_ctc_judge.ipynb #c002
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.checkpoints import checkpoint_path, read_note, read_tensors, write_tensors
+from ..core.checkpoints import checkpoint_path, makes, read_note, read_tensors, write_tensors
 from ..core.training import Loss, fit
 from .front_end import BINS, mel, mel_to_wave, pool, unpool
 from .phones import LEXICON, SYMBOLS, phone_ids, sounds
@@ -148,7 +148,7 @@ def load_judge(model: nn.Module, name: str) -> nn.Module:
     model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
     return model.eval().requires_grad_(False)
 
-def train_ctc(steps: int = 1600, utterances: int = 1800, batch: int = 16, checkpoint=None, material: dict | None = None) -> CTCJudge:
+def train_ctc(steps: int = 500, utterances: int = 1800, batch: int = 16, checkpoint=None, material: dict | None = None) -> CTCJudge:
     "Train and ship the judge of words."
     torch.manual_seed(0)
     model, material = CTCJudge(), material or judge_material(utterances)
@@ -160,3 +160,12 @@ def train_ctc(steps: int = 1600, utterances: int = 1800, batch: int = 16, checkp
     return model.eval()
 
 CTCJudge.load = staticmethod(lambda: load_judge(CTCJudge(), "ctc"))
+
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c015
+@makes("speech/ctc")
+def make_ctc(): return train_ctc()
+
+def judge_errors(judge: CTCJudge, utterances, change=None) -> tuple[list[float], list[float]]:
+    "Word and sound error rates of utterances, their waves changed first."
+    heard = [judge.transcribe(u.wave if change is None else change(u.wave)) for u in utterances]
+    return [wer(list(u.words), list(t.words)) for u, t in zip(utterances, heard)], [cer(list(u.phones), list(t.phones)) for u, t in zip(utterances, heard)]

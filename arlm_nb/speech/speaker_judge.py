@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SpeakerJudge', 'attentive_statistics', 'margin_loss', 'embed', 'similarity', 'eer', 'equal_error_rate', 'crop',
-           'speaker_loss', 'train_speaker']
+           'speaker_loss', 'train_speaker', 'make_speaker', 'voice_pairs']
 
 # %% ../../nbs/speech/16_speaker_judge.ipynb #c002
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.checkpoints import makes
 from ..core.training import Loss, fit
 from .ctc_judge import blur, judge_material, load_judge, rows_of, save_judge
 from .front_end import BINS, mel
@@ -81,15 +82,26 @@ def speaker_loss(model: SpeakerJudge, batch: dict, rng: torch.Generator) -> Loss
     x = torch.stack([blur(crop(f, T, rng), rng) for f in batch["frames"]])
     return Loss(margin_loss(model(x), model.names, batch["speaker"]))
 
-def train_speaker(steps: int = 1500, utterances: int = 1800, batch: int = 32, checkpoint=None, material: dict | None = None) -> SpeakerJudge:
+def train_speaker(steps: int = 1200, utterances: int = 1200, batch: int = 32, checkpoint=None, material: dict | None = None) -> SpeakerJudge:
     "Train and ship the judge of voices."
     torch.manual_seed(1)
-    model, material = SpeakerJudge(), material or judge_material(utterances)
+    model, material = SpeakerJudge(), material or judge_material(utterances, 0.25)
     done = fit(model, rows_of(material, batch), speaker_loss, steps=steps, lr=3e-3, warmup=50, weight_decay=0.02, seed=1,
                checkpoint=checkpoint, checkpoint_every=500, progress=False)
-    note = {"data": f"judge_material({utterances}), speakers 0..199", "seed": 1, "steps": steps, "batch": batch,
+    note = {"data": f"judge_material({utterances}, 0.25), speakers 0..199", "seed": 1, "steps": steps, "batch": batch,
             "loss": [[r["step"], round(r["loss"], 3)] for r in done.rows[::10]], "seconds": done.rows[-1]["seconds"]}
     save_judge(model, "speaker", note)
     return model.eval()
 
 SpeakerJudge.load = staticmethod(lambda: load_judge(SpeakerJudge(), "speaker"))
+
+@makes("speech/speaker")
+def make_speaker(): return train_speaker()
+
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c012
+def voice_pairs(judge: SpeakerJudge, clips: dict[int, list]) -> tuple[np.ndarray, np.ndarray]:  # cosines, is it one voice?
+    "All pairs of clips of all speakers."
+    vectors, who = zip(*((judge.embed(w), s) for s, ws in clips.items() for w in ws))
+    i, j = np.triu_indices(len(who), 1)
+    E = torch.stack(vectors)
+    return (E @ E.T).numpy()[i, j], np.array(who)[i] == np.array(who)[j]
