@@ -7,7 +7,9 @@ __all__ = ['time_features', 'AdaLNMLP', 'flow_loss', 'integrate', 'guided']
 from collections.abc import Callable
 
 import torch
+
 from torch import Tensor, nn
+
 from torch.nn import functional as F
 
 # %% ../../nbs/core/18_heads.ipynb #c004
@@ -52,6 +54,7 @@ def flow_loss(velocity: Callable,  # (x_t, t) -> [.., dim]
     x_t = x0 + t[..., None] * (x1 - x0)
     return ((velocity(x_t, t) - (x1 - x0)) ** 2).mean(-1)
 
+# %% ../../nbs/core/18_heads.ipynb #c011
 def integrate(velocity: Callable,  # (x, t) -> velocity [.., dim]
               x0: Tensor, steps: int,  # >= 1; the network is asked `steps` times, twice that by the midpoint rule
               method: str = "euler", path: bool = False) -> Tensor:  # [.., dim]; with `path` [steps + 1, .., dim]
@@ -66,6 +69,7 @@ def integrate(velocity: Callable,  # (x, t) -> velocity [.., dim]
         seen.append(x)
     return torch.stack(seen) if path else x
 
+# %% ../../nbs/core/18_heads.ipynb #c012
 def guided(velocity: Tensor, without: Tensor, w: float) -> Tensor:
     "Classifier-free guidance: w v(condition) + (1 - w) v(nothing)."
     return w * velocity + (1 - w) * without

@@ -7,13 +7,18 @@ __all__ = ['LAG', 'ctc_path', 'align']
 import numpy as np
 
 from .ctc_judge import BLANK, CTCJudge
+
 from .phones import phone_ids
 
 # %% ../../nbs/speech/17_alignment.ipynb #c004
 LAG = 0.025  # seconds from a boundary to the middle between two spikes, median over training speakers
 
-def ctc_path(log_p: np.ndarray,  # [T, symbols]
-             ids: list[int], blank: int = BLANK) -> tuple[list[int], float]:  # index into ids of each frame, -1 for blank; its log-probability
+# %% ../../nbs/speech/17_alignment.ipynb #c005
+def ctc_path(
+    log_p: np.ndarray,  # [T, symbols]
+    ids: list[int],
+    blank: int = BLANK,
+) -> tuple[list[int], float]:  # index into ids of each frame, -1 for blank; its log-probability
     "The most probable way to spread ids over the frames."
     states = [blank, *(s for i in ids for s in (i, blank))]
     T, S = len(log_p), len(states)
@@ -31,6 +36,7 @@ def ctc_path(log_p: np.ndarray,  # [T, symbols]
         s -= came[t, s]
     return path[::-1], total
 
+# %% ../../nbs/speech/17_alignment.ipynb #c006
 def align(wave, phones, judge: CTCJudge | None = None, fs: int = 8000) -> np.ndarray:  # first and last sample of each sound [n, 2]
     "Spans of known sounds; they tile the wave."
     judge = judge or CTCJudge.load()

@@ -8,14 +8,21 @@ __all__ = ['BLANK', 'wer', 'cer', 'Transcript', 'CTCJudge', 'collapse', 'spell',
 from dataclasses import dataclass
 
 import numpy as np
+
 import torch
+
 from torch import Tensor, nn
+
 from torch.nn import functional as F
 
 from ..core.checkpoints import checkpoint_path, makes, read_note, read_tensors, write_tensors
+
 from ..core.training import Loss, fit
+
 from .front_end import BINS, mel, mel_to_wave, pool, unpool
+
 from .phones import LEXICON, SYMBOLS, phone_ids, sounds
+
 from .synthesis import corpus
 
 BLANK = len(SYMBOLS)
@@ -29,12 +36,13 @@ def cer(ref, hyp) -> float:  # texts of lexicon words, or lists of sounds (silen
     "Sound error rate."
     return _rate(*([s for w in t.split() for s in sounds(w)] if isinstance(t, str) else [s for s in t if s != "sil"] for t in (ref, hyp)))
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c005
 def _rate(ref: list, hyp: list) -> float:
     from rapidfuzz.distance import Levenshtein
     if not ref: raise ValueError("the reference must not be empty")
     return Levenshtein.distance(ref, hyp) / len(ref)
 
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c007
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c008
 @dataclass(frozen=True)
 class Transcript:
     "What was heard."
@@ -45,6 +53,7 @@ class Transcript:
     @property
     def text(self) -> str: return " ".join(self.words)
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c009
 class CTCJudge(nn.Module):
     "Mel frames -> probabilities of sounds."
     def __init__(self, width: int = 96):
@@ -70,6 +79,7 @@ class CTCJudge(nn.Module):
             x = torch.cat([ahead(x)[0], _turned(back(_turned(x, n))[0], n)], -1)
         return self.out(x).log_softmax(-1)
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c010
 def _within(lengths: Tensor, T: int) -> Tensor: return (torch.arange(T) < lengths[:, None])[..., None].float()
 
 def _turned(x: Tensor, lengths: Tensor) -> Tensor:
@@ -78,7 +88,7 @@ def _turned(x: Tensor, lengths: Tensor) -> Tensor:
     at = torch.where(t < lengths[:, None], lengths[:, None] - 1 - t, t)
     return x.gather(1, at[..., None].expand_as(x))
 
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c008
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c011
 def collapse(path) -> list[str]:
     "B: drop repetitions, then blanks."
     path = [int(p) for p in path]
@@ -90,6 +100,7 @@ def spell(symbols: list[str]) -> list[str]:
     stretches, spelled = " ".join(symbols).split("sil"), {w: sounds(w) for w in LEXICON}
     return [min(LEXICON, key=lambda w: (Levenshtein.distance(spelled[w], s.split()), w)) for s in stretches if s.strip()]
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c012
 @torch.no_grad()
 def transcribe(self: CTCJudge, wave, fs: int = 8000) -> Transcript:
     "Best path -> sounds -> words."
@@ -99,7 +110,7 @@ def transcribe(self: CTCJudge, wave, fs: int = 8000) -> Transcript:
 
 CTCJudge.transcribe = transcribe
 
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c012
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c016
 def judge_material(n: int, resynthesised: float = 0.33, seed: int = 21) -> dict:
     "Mel frames of training speakers, some of them after Griffin-Lim, with sounds and speakers."
     rows, g = corpus(n, speakers=range(200), seed=seed, cache=False), np.random.default_rng(seed)
@@ -107,14 +118,20 @@ def judge_material(n: int, resynthesised: float = 0.33, seed: int = 21) -> dict:
     for i in np.flatnonzero(g.random(n) < resynthesised):
         low = unpool(pool(frames[i], 2), 2) if g.random() < 0.5 else frames[i]
         frames[i] = mel(mel_to_wave(low))
-    return {"frames": frames, "phones": [torch.tensor(phone_ids(u.phones)) for u in rows], "speaker": torch.tensor([u.speaker.number for u in rows])}
+    return {
+        "frames": frames,
+        "phones": [torch.tensor(phone_ids(u.phones)) for u in rows],
+        "speaker": torch.tensor([u.speaker.number for u in rows]),
+    }
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c017
 def blur(frames: Tensor, rng: torch.Generator) -> Tensor:
     "Noise for one row in two, pairs averaged for one in three."
     r = torch.rand(3, generator=rng)
     if r[0] < 0.33: frames = unpool(pool(frames, 2), 2)[:len(frames)]
     return frames + 0.4 * r[2] * torch.randn(frames.shape, generator=rng) if r[1] < 0.5 else frames
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c018
 def ctc_loss(model: CTCJudge, batch: dict, rng: torch.Generator) -> Loss:
     "Mean CTC loss per sound."
     x = nn.utils.rnn.pad_sequence([blur(f, rng) for f in batch["frames"]], batch_first=True)
@@ -122,6 +139,7 @@ def ctc_loss(model: CTCJudge, batch: dict, rng: torch.Generator) -> Loss:
     p = model(x, n).float().transpose(0, 1)
     return Loss(F.ctc_loss(p, torch.cat(batch["phones"]), (n + 1) // 2, m, blank=BLANK, reduction="mean", zero_infinity=True))
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c019
 def rows_of(material: dict, batch: int):  # data function for `fit`
     "Random rows, of like length so that little is padding."
     order = torch.tensor([len(f) for f in material["frames"]]).argsort()
@@ -131,7 +149,7 @@ def rows_of(material: dict, batch: int):  # data function for `fit`
         return {k: v[pick] if torch.is_tensor(v) else [v[i] for i in pick] for k, v in material.items()}
     return data
 
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c013
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c020
 def save_judge(model: nn.Module, name: str, note: dict, folder=None) -> None:
     "Weights in float16 and a note into data/checkpoints/speech/<name>."
     import json
@@ -141,6 +159,7 @@ def save_judge(model: nn.Module, name: str, note: dict, folder=None) -> None:
     size = sum(p.numel() for p in model.parameters())
     (folder / "note.json").write_text(json.dumps({"model": type(model).__name__, "name": name, "parameters": size} | note, indent=1) + "\n")
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c021
 def load_judge(model: nn.Module, name: str) -> nn.Module:
     "The shipped weights, in float32, not to be trained further."
     folder = checkpoint_path(f"speech/{name}")
@@ -148,6 +167,7 @@ def load_judge(model: nn.Module, name: str) -> nn.Module:
     model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
     return model.eval().requires_grad_(False)
 
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c022
 def train_ctc(steps: int = 500, utterances: int = 1800, batch: int = 16, checkpoint=None, material: dict | None = None) -> CTCJudge:
     "Train and ship the judge of words."
     torch.manual_seed(0)
@@ -161,11 +181,13 @@ def train_ctc(steps: int = 500, utterances: int = 1800, batch: int = 16, checkpo
 
 CTCJudge.load = staticmethod(lambda: load_judge(CTCJudge(), "ctc"))
 
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c015
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c024
 @makes("speech/ctc")
 def make_ctc(): return train_ctc()
 
 def judge_errors(judge: CTCJudge, utterances, change=None) -> tuple[list[float], list[float]]:
     "Word and sound error rates of utterances, their waves changed first."
     heard = [judge.transcribe(u.wave if change is None else change(u.wave)) for u in utterances]
-    return [wer(list(u.words), list(t.words)) for u, t in zip(utterances, heard)], [cer(list(u.phones), list(t.phones)) for u, t in zip(utterances, heard)]
+    return [wer(list(u.words), list(t.words)) for u, t in zip(utterances, heard)], [
+        cer(list(u.phones), list(t.phones)) for u, t in zip(utterances, heard)
+    ]

@@ -6,17 +6,25 @@ __all__ = ['NFES', 'states', 'round_pairs', 'train_head', 'energy_distance', 'fr
 
 # %% ../../nbs/speech/23_felle_experiments.ipynb #c002
 import time
+
 from collections.abc import Callable
 
 import numpy as np
+
 import torch
+
 from torch import Tensor
 
 from ..core.training import fit
+
 from .felle_flow import CoarseToFineFlow
+
 from .felle_model import Felle, synthesise_mel
+
 from .felle_train import make_batch, slow_frames, voices_pool
+
 from .front_end import mel_to_wave, unpool
+
 from .tts_report import Spoken
 
 NFES = (1, 2, 3, 5, 7, 10)
@@ -34,12 +42,13 @@ def states(model: Felle, pairs, seed: int = 0) -> dict[str, Tensor]:  # hidden [
         parts.append((z[ours], frames[ours], torch.nn.functional.pad(frames[:, :-1], (0, 0, 1, 0))[ours]))
     return dict(zip(("hidden", "frames", "previous"), map(torch.cat, zip(*parts))))
 
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c005
 def round_pairs(speakers, each: int = 3, seed: int = 0) -> list:
     "Every utterance as a target once, after another one of its speaker."
     return [(us[i - 1], us[i]) for us in voices_pool(speakers, each, seed).values() for i in range(len(us))]
 
-# %% ../../nbs/speech/23_felle_experiments.ipynb #c006
-def train_head(data: dict[str, Tensor], mode: str = "c2f", prior: str = "dynamic", *, steps: int = 400, batch: int = 384, seed: int = 0,
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c007
+def train_head(data: dict[str, Tensor], mode: str = "c2f", prior: str = "dynamic", *, steps: int = 400, batch: int = 256, seed: int = 0,
                width: int = 64) -> CoarseToFineFlow:
     "A fresh head on cached states: same network, steps, batches and seed whatever its mode and prior."
     torch.manual_seed(100 + seed)
@@ -48,22 +57,34 @@ def train_head(data: dict[str, Tensor], mode: str = "c2f", prior: str = "dynamic
         pick = torch.randint(len(data["frames"]), (batch,), generator=rng)
         return {k: v[pick] for k, v in data.items()}
 
-    fit(flow, some, lambda m, b, rng: m.loss(b["frames"], b["previous"], b["hidden"], rng), steps=steps, lr=3e-3, warmup=20, seed=seed, progress=False)
+    fit(
+        flow,
+        some,
+        lambda m, b, rng: m.loss(b["frames"], b["previous"], b["hidden"], rng),
+        steps=steps,
+        lr=3e-3,
+        warmup=20,
+        seed=seed,
+        progress=False,
+    )
     return flow.eval().requires_grad_(False)
 
-# %% ../../nbs/speech/23_felle_experiments.ipynb #c008
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c009
 def energy_distance(x: Tensor, y: Tensor) -> float:  # [N, D] twice, row i of both from the same context
     "Unbiased estimate; it may fall a little below zero where the distributions are equal."
-    if x.shape != y.shape or len(x) < 2: raise ValueError(f"two samples of one shape [N >= 2, D] are needed, got {list(x.shape)} and {list(y.shape)}")
+    if x.shape != y.shape or len(x) < 2:
+        raise ValueError(f"two samples of one shape [N >= 2, D] are needed, got {list(x.shape)} and {list(y.shape)}")
     n = len(x)
     apart = lambda a, b: float((torch.cdist(a, b).sum() - torch.linalg.vector_norm(a - b, dim=-1).sum()) / (n * (n - 1)))
     return 2 * apart(x, y) - apart(x, x) - apart(y, y)
 
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c010
 def frame_distance(flow: CoarseToFineFlow, data: dict[str, Tensor], nfe: int, seed: int = 0) -> float:
     "Energy distance of (previous, generated) and (previous, true)."
     made = flow.sample(data["hidden"], data["previous"], nfe=nfe, rng=torch.Generator().manual_seed(seed))
     return energy_distance(torch.cat([data["previous"], made], -1), torch.cat([data["previous"], data["frames"]], -1))
 
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c011
 def nfe_curve(model,  # a Felle, a head, or {name: head}
               data: dict[str, Tensor],  # of `states`
               nfes=NFES, seed: int = 0):  # -> DataFrame: head, nfe, distance
@@ -71,13 +92,16 @@ def nfe_curve(model,  # a Felle, a head, or {name: head}
     import pandas as pd
     if not nfes or min(nfes) < 1: raise ValueError(f"nfes must hold numbers >= 1, got {list(nfes)}")
     heads = model if isinstance(model, dict) else {"felle": getattr(model, "flow", model)}
-    return pd.DataFrame([{"head": name, "nfe": n, "distance": frame_distance(flow, data, n, seed)} for name, flow in heads.items() for n in nfes])
+    return pd.DataFrame(
+        [{"head": name, "nfe": n, "distance": frame_distance(flow, data, n, seed)} for name, flow in heads.items() for n in nfes]
+    )
 
-# %% ../../nbs/speech/23_felle_experiments.ipynb #c011
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c014
 def to_wave(frames: Tensor) -> np.ndarray:  # 50 frames a second -> samples
     "Frames to sound, by the front end's vocoder."
     return mel_to_wave(unpool(frames, 2)).numpy()
 
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c015
 def felle_system(model: Felle, **options) -> Callable:  # options of `synthesise_mel`; -> system for `evaluate_tts`
     "A model as a system of the table."
     def system(pairs):
@@ -93,6 +117,7 @@ def felle_system(model: Felle, **options) -> Callable:  # options of `synthesise
         return out
     return system
 
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c016
 def roughness(frames: Tensor) -> float:  # [T, D]
     "Mean |x_i - x_(i-1)|: regression comes out too smooth."
     return float((frames[1:] - frames[:-1]).abs().mean())
@@ -104,7 +129,7 @@ def with_head(model: Felle, flow: CoarseToFineFlow) -> Felle:
     other._modules = dict(model._modules) | {"flow": flow}
     return other
 
-# %% ../../nbs/speech/23_felle_experiments.ipynb #c013
+# %% ../../nbs/speech/23_felle_experiments.ipynb #c018
 def head_share(lm_weights: float, head_weights: float, nfe: int = 3) -> float:  # weights of the blocks; of both stages together
     "Share of the head in the multiplications of a frame; guidance doubles both."
     return nfe * head_weights / (lm_weights + nfe * head_weights)

@@ -5,10 +5,13 @@ __all__ = ['MODES', 'PRIORS', 'dynamic_prior', 'split_bands', 'join_bands', 'Coa
 
 # %% ../../nbs/speech/20_felle_flow.ipynb #c002
 import torch
+
 from torch import Tensor, nn
+
 from torch.nn import functional as F
 
 from ..core.heads import AdaLNMLP, flow_loss, guided, integrate
+
 from ..core.training import Loss
 
 MODES, PRIORS = ("c2f", "holistic", "decoupled"), ("dynamic", "vanilla")
@@ -62,6 +65,7 @@ class CoarseToFineFlow(nn.Module):
         coarse = torch.zeros_like(coarse) if self.mode == "decoupled" else coarse
         return hidden + self.fuse(torch.cat([hidden, coarse], -1))
 
+# %% ../../nbs/speech/20_felle_flow.ipynb #c011
 def _choose(name: str, value: str, known: tuple) -> None:
     if value not in known: raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
@@ -71,14 +75,16 @@ def _as_large(dim: int, cond: int, width: int, depth: int) -> int:
     aim = count(CoarseToFineFlow(dim + dim % 2, cond, width=width, depth=depth))
     return next(w for w in range(width, 4 * width, 2) if count(AdaLNMLP(dim, cond, width=w, depth=depth)) >= aim)
 
-# %% ../../nbs/speech/20_felle_flow.ipynb #c012
+# %% ../../nbs/speech/20_felle_flow.ipynb #c013
 def head_loss(self: CoarseToFineFlow,
               frames: Tensor, previous: Tensor,  # [N, D]: each frame and the one before it (zeros for the first)
               hidden: Tensor,  # [N, cond]
               rng: torch.Generator | None = None) -> Loss:  # parts coarse and fine (or whole); value their sum
     "Flow matching with the true coarse part given to the fine stage."
     if frames.numel() and abs(float(frames.detach().mean())) > 3:
-        raise ValueError(f"frames must be normalised to unit variance for sigma2 to mean anything, got a mean of {float(frames.mean()):.2f}")
+        raise ValueError(
+            f"frames must be normalised to unit variance for sigma2 to mean anything, got a mean of {float(frames.mean()):.2f}"
+        )
     x0, t = self.start(previous, rng), torch.rand(frames.shape[:-1], generator=rng, device=frames.device)
     if self.mode == "holistic": parts = {"whole": flow_loss(lambda x, t: self.whole(x, t, hidden), x0, frames, t)}
     else:
@@ -90,6 +96,7 @@ def head_loss(self: CoarseToFineFlow,
     parts = {k: v.mean() for k, v in parts.items()}
     return Loss(sum(parts.values()), {k: float(v.detach()) for k, v in parts.items()})
 
+# %% ../../nbs/speech/20_felle_flow.ipynb #c014
 @torch.no_grad()
 def head_sample(self: CoarseToFineFlow, hidden: Tensor, previous: Tensor, *,  # [.., cond], [.., D]
                 nfe: int = 3,  # Euler steps of each stage
@@ -98,7 +105,8 @@ def head_sample(self: CoarseToFineFlow, hidden: Tensor, previous: Tensor, *,  # 
                 rng: torch.Generator | None = None) -> Tensor:  # frame [.., D]
     "Draw a frame."
     if nfe < 1: raise ValueError(f"nfe must be >= 1, got {nfe}")
-    if guidance != 1 and hidden_uncond is None: raise ValueError(f"guidance {guidance} needs hidden_uncond, the state with the prompt masked")
+    if guidance != 1 and hidden_uncond is None:
+        raise ValueError(f"guidance {guidance} needs hidden_uncond, the state with the prompt masked")
     def follow(net, x0, z, u):
         if guidance == 1: return integrate(lambda x, t: net(x, t, z), x0, nfe)
         return integrate(lambda x, t: guided(net(x, t, z), net(x, t, u), guidance), x0, nfe)

@@ -6,16 +6,23 @@ __all__ = ['Felle', 'place', 'lay_out', 'hidden_states', 'within', 'readers_loss
 
 # %% ../../nbs/speech/21_felle_model.ipynb #c002
 import time
+
 from collections.abc import Callable
 
 import torch
+
 from torch import Tensor, nn
+
 from torch.nn import functional as F
 
 from ..core.generation import Cost, Generation, register_decoder
+
 from ..core.masks import causal
+
 from ..core.training import Loss
+
 from .felle_flow import CoarseToFineFlow
+
 from .phones import phone_ids, text_phones
 
 # %% ../../nbs/speech/21_felle_model.ipynb #c004
@@ -29,7 +36,14 @@ class Felle(nn.Module):
                  text_ids: Callable | None = None):  # text -> ids; default the sounds of the lexicon
         super().__init__()
         d = lm.d_model
-        self.lm, self.mel_dim, self.dropout, self.prompt_masking, self.placed, self.pace = lm, mel_dim, dropout, prompt_masking, placed, pace
+        self.lm, self.mel_dim, self.dropout, self.prompt_masking, self.placed, self.pace = (
+            lm,
+            mel_dim,
+            dropout,
+            prompt_masking,
+            placed,
+            pace,
+        )
         self.text_ids = text_ids or (lambda text: phone_ids(text_phones(text)))
         self.flow = flow or CoarseToFineFlow(mel_dim, d, width=64)
         self.prenet = nn.ModuleList([nn.Linear(mel_dim, d), nn.Linear(d, d), nn.Linear(d, d)])
@@ -47,11 +61,12 @@ class Felle(nn.Module):
         return x
 
 # %% ../../nbs/speech/21_felle_model.ipynb #c005
-def place(text_len: Tensor, frame_len: int, total: int, pace: Tensor) -> Tensor:  # [B, total] int64
+def place(text_len: Tensor, total: int, pace: Tensor) -> Tensor:  # [B, total] int64
     "Text at its expected times, the start mark and the frames at 0, 1, 2, ..."
     at = torch.arange(total)[None]
-    return torch.where(at < text_len[:, None], ((at + 0.5) * pace[:, None]).round().long(), at - text_len[:, None]).clamp(0, max(frame_len, 1) * 4 + 400)
+    return torch.where(at < text_len[:, None], ((at + 0.5) * pace[:, None]).round().long(), at - text_len[:, None])
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c006
 def lay_out(self: Felle, batch: dict, rng: torch.Generator | None, masked: Tensor) -> tuple[Tensor, Tensor]:  # [B, L, d], index of z [B, T]
     "Text, start, all frames but the last, without gaps; padding at the end, where a causal model does not look."
     frames, n = batch["frames"], batch["text_len"]
@@ -66,6 +81,7 @@ def lay_out(self: Felle, batch: dict, rng: torch.Generator | None, masked: Tenso
     index = torch.where(at < n[:, None], at, (at + P - n[:, None]).clamp(max=P + T - 1))
     return every.gather(1, index[..., None].expand(-1, -1, every.shape[-1])), n[:, None] + torch.arange(T)
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c007
 def hidden_states(self: Felle,
                   batch: dict,  # text [B, P], text_len [B], frames [B, T, D], frame_len [B], prompt_len [B] (frames), pace [B]
                   rng: torch.Generator | None = None, masked: Tensor | None = None,  # rows whose enrolment is hidden [B]
@@ -73,13 +89,13 @@ def hidden_states(self: Felle,
     "Teacher forcing: z_i from the text and the frames before i."
     masked = torch.zeros(len(batch["text"]), dtype=torch.bool) if masked is None else masked
     x, at = self.lay_out(batch, rng, masked)
-    where = {"positions": place(batch["text_len"], batch["frames"].shape[1], x.shape[1], batch["pace"])} if self.placed else {}
+    where = {"positions": place(batch["text_len"], x.shape[1], batch["pace"])} if self.placed else {}
     hidden = self.lm(embeds=x, **where).hidden
     return hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
 
 Felle.lay_out, Felle.hidden_states = lay_out, hidden_states
 
-# %% ../../nbs/speech/21_felle_model.ipynb #c007
+# %% ../../nbs/speech/21_felle_model.ipynb #c009
 def within(lengths: Tensor, T: int) -> Tensor: return torch.arange(T) < lengths[:, None]  # [B, T]
 
 def readers_loss(model: Felle, z: Tensor, frames: Tensor, last: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -88,6 +104,7 @@ def readers_loss(model: Felle, z: Tensor, frames: Tensor, last: Tensor, alpha: f
     stop = F.binary_cross_entropy_with_logits(model.stop(z)[:, 0], last, pos_weight=torch.tensor(10.0))
     return gap.abs().mean() + (gap ** 2).mean(), alpha * stop
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c010
 def felle_loss(model: Felle, batch: dict, rng: torch.Generator, alpha: float = 0.5, weight: float = 0.1,
                flow_frames: int | None = None,  # train the flows on so many random places of the batch; None: all
                ) -> Loss:
@@ -98,12 +115,14 @@ def felle_loss(model: Felle, batch: dict, rng: torch.Generator, alpha: float = 0
     cond, stop = readers_loss(model, z, frames, last, alpha)
     return Loss(flow.value + weight * cond + stop, flow.parts | {"cond": float(cond.detach()), "stop": float(stop.detach())})
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c011
 def regression_loss(model: Felle, batch: dict, rng: torch.Generator, alpha: float = 0.5) -> Loss:
     "The baseline: the same model, frames by regression alone, no flow."
     z, frames, _, last = _flat(model, batch, rng)
     cond, stop = readers_loss(model, z, frames, last, alpha)
     return Loss(cond + stop, {"cond": float(cond.detach()), "stop": float(stop.detach())})
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c012
 def _flat(model: Felle, batch: dict, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Hidden states, frames, previous frames and end marks of all places that count."
     frames, n = batch["frames"], batch["frame_len"]
@@ -114,7 +133,7 @@ def _flat(model: Felle, batch: dict, rng: torch.Generator) -> tuple[Tensor, Tens
     last = (torch.arange(T) == n[:, None] - 1).float()
     return z[counts], frames[counts], previous[counts], last[counts]
 
-# %% ../../nbs/speech/21_felle_model.ipynb #c011
+# %% ../../nbs/speech/21_felle_model.ipynb #c016
 class _Frames:
     "A running batch of continuous rows: inputs on the left padded, cache, positions; `next(frames)` gives z [B, d]."
     def __init__(self, model: Felle, rows: list[Tensor], paces: list[float], text_lens: list[int], cost: Cost, room: int):
@@ -122,7 +141,7 @@ class _Frames:
         self.pad = torch.tensor([L - len(r) for r in rows])
         x = torch.stack([F.pad(r, (0, 0, L - len(r), 0)) for r in rows])
         real = torch.tensor([len(r) for r in rows])
-        own = place(torch.tensor(text_lens), L, L, torch.tensor(paces)) if model.placed else torch.arange(L)[None].expand(len(rows), -1)
+        own = place(torch.tensor(text_lens), L, torch.tensor(paces)) if model.placed else torch.arange(L)[None].expand(len(rows), -1)
         at = (torch.arange(L)[None] - self.pad[:, None]).clamp(min=0)
         self.positions = own.gather(1, at)
         self.next_position = self.positions[:, -1:] + 1
@@ -139,7 +158,9 @@ class _Frames:
         if self.model.placed or bool(self.pad.any()): given["positions"] = positions
         if bool(self.pad.any()):
             slots = torch.arange(past + T)
-            given["mask"] = causal().dense(T, past + T) & (slots >= self.pad[:, None])[:, None, None] | torch.eye(past + T, dtype=torch.bool)[past:]
+            given["mask"] = (
+                causal().dense(T, past + T) & (slots >= self.pad[:, None])[:, None, None] | torch.eye(past + T, dtype=torch.bool)[past:]
+            )
         out = self.model.lm(embeds=x, cache=self.cache, **given)
         self.cost.forward_passes += 1
         self.cost.positions += x.shape[0] * T
@@ -149,18 +170,21 @@ class _Frames:
         self.cache.select(rows)
         self.pad, self.next_position = self.pad[rows], self.next_position[rows]
 
-# %% ../../nbs/speech/21_felle_model.ipynb #c012
+# %% ../../nbs/speech/21_felle_model.ipynb #c017
 def _row(model: Felle, text: str, enrolment, rng: torch.Generator, hidden: bool) -> tuple[Tensor, int, float]:
     "Inputs of one row [L, d], how many of them are text, its pace."
     said, frames = enrolment if enrolment is not None else ("", torch.zeros(0, model.mel_dim))
-    if frames.ndim != 2 or frames.shape[1] != model.mel_dim: raise ValueError(f"enrolment frames must be [T, {model.mel_dim}], got {list(frames.shape)}")
-    if frames.numel() and abs(float(frames.mean())) > 3: raise ValueError(f"enrolment frames must be normalised, got a mean of {float(frames.mean()):.2f}")
+    if frames.ndim != 2 or frames.shape[1] != model.mel_dim:
+        raise ValueError(f"enrolment frames must be [T, {model.mel_dim}], got {list(frames.shape)}")
+    if frames.numel() and abs(float(frames.mean())) > 3:
+        raise ValueError(f"enrolment frames must be normalised, got a mean of {float(frames.mean()):.2f}")
     ids = model.text_ids(f"{said} {text}".strip())
     pace = len(frames) / len(model.text_ids(said)) if len(frames) else model.pace
     sound = model.marks[1].expand(len(frames), -1) if hidden else model.embed_frames(frames, rng)
     x = model.lm.embed(torch.tensor(ids))
     return torch.cat([x, model.marks[:1].to(x), sound.to(x)]), len(ids), pace
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c018
 @register_decoder("felle")
 def synthesise_mel(model: Felle,
                    text,  # a text, or a list of them
@@ -182,7 +206,7 @@ def synthesise_mel(model: Felle,
     out = _speak(model, texts, enrolments, nfe, guidance if head == "flow" else 1.0, seed, max_new_tokens, stop, head, dropout, callback)
     return out[0] if single else out
 
-# %% ../../nbs/speech/21_felle_model.ipynb #c013
+# %% ../../nbs/speech/21_felle_model.ipynb #c019
 @torch.no_grad()
 def _speak(model: Felle, texts, enrolments, nfe, w, seed, limit, threshold, head, dropout, callback) -> list[Generation]:
     "z -> coarse -> fine -> frame -> back in, until every row has ended."
@@ -212,6 +236,7 @@ def _speak(model: Felle, texts, enrolments, nfe, w, seed, limit, threshold, head
     cost.seconds = time.perf_counter() - began
     return [_generation(model, t, torch.stack(f), s, cost) for t, f, s in zip(texts, frames, steps)]
 
+# %% ../../nbs/speech/21_felle_model.ipynb #c020
 def _step(i: int, logit: float, threshold: float) -> dict:
     "The discrete part of a step: go on (0) or end (1)."
     p = torch.sigmoid(torch.tensor(logit))
@@ -219,4 +244,6 @@ def _step(i: int, logit: float, threshold: float) -> dict:
     return {"position": i, "token": end, "logprob": float(F.logsigmoid(torch.tensor(logit if end else -logit))), "stop": float(p)}
 
 def _generation(model: Felle, text: str, frames: Tensor, steps: list[dict], cost: Cost) -> Generation:
-    return Generation([s["token"] for s in steps], "", [s["logprob"] for s in steps], steps, cost, model.text_ids(text), "felle", frames=frames)
+    return Generation(
+        [s["token"] for s in steps], "", [s["logprob"] for s in steps], steps, cost, model.text_ids(text), "felle", frames=frames
+    )

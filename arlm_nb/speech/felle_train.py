@@ -8,17 +8,27 @@ __all__ = ['STEPS', 'MORE', 'voices_pool', 'slow_frames', 'make_batch', 'pair_da
 import json
 
 import numpy as np
+
 import torch
+
 from torch import Tensor, nn
 
 from ..core.checkpoints import checkpoint_path, makes, read_note, read_tensors, write_tensors
+
 from ..core.training import fit
+
 from ..core.transformer import Transformer, TransformerConfig
+
 from .felle_flow import CoarseToFineFlow
+
 from .felle_model import Felle, felle_loss, regression_loss
+
 from .front_end import mel, pool
+
 from .phones import SYMBOLS, phone_ids, sample_sentence, text_phones
+
 from .synthesis import Utterance, speak
+
 from .voices import STYLES, Speaker
 
 # %% ../../nbs/speech/22_felle_train.ipynb #c004
@@ -31,10 +41,12 @@ def voices_pool(speakers, each: int, seed: int = 0, max_words: int = 3) -> dict[
                   for _ in range(each)]
     return out
 
+# %% ../../nbs/speech/22_felle_train.ipynb #c005
 def slow_frames(u: Utterance) -> Tensor:  # [T, 40], 50 a second
     "Normalised mel frames, averaged in pairs."
     return pool(mel(u.wave), 2)
 
+# %% ../../nbs/speech/22_felle_train.ipynb #c006
 def make_batch(pairs: list[tuple[tuple[str, Tensor], tuple[str, Tensor]]],  # (enrolment, target), each (text, frames)
                ) -> dict:
     "Padded rows of enrolment and target."
@@ -45,6 +57,7 @@ def make_batch(pairs: list[tuple[tuple[str, Tensor], tuple[str, Tensor]]],  # (e
     sizes = {"text_len": [len(t) for t in texts], "frame_len": [len(f) for f in frames], "prompt_len": [len(a[1]) for a, _ in pairs]}
     return {"text": pad(texts), "frames": pad(frames), "pace": torch.tensor(pace)} | {k: torch.tensor(v) for k, v in sizes.items()}
 
+# %% ../../nbs/speech/22_felle_train.ipynb #c007
 def pair_data(pool_: dict[int, list], batch: int):  # data function for `fit`
     "Random pairs of sentences, both of one speaker."
     ready = [[(u.text, slow_frames(u)) for u in us] for us in pool_.values()]
@@ -54,33 +67,60 @@ def pair_data(pool_: dict[int, list], batch: int):  # data function for `fit`
         return make_batch([(ready[w][i], ready[w][j]) for w, (i, j) in zip(who, picks)])
     return data
 
-# %% ../../nbs/speech/22_felle_train.ipynb #c006
+# %% ../../nbs/speech/22_felle_train.ipynb #c010
 def new_felle(d_model: int = 96, n_layers: int = 3, mode: str = "c2f", prior: str = "dynamic") -> Felle:
     "A fresh model at this notebook's size."
-    config = TransformerConfig(vocab_size=len(SYMBOLS), d_model=d_model, n_layers=n_layers, n_heads=4, context_length=1024, positions="rotary", ffn="relu")
+    config = TransformerConfig(
+        vocab_size=len(SYMBOLS), d_model=d_model, n_layers=n_layers, n_heads=4, context_length=1024, positions="rotary", ffn="relu"
+    )
     return Felle(Transformer(config), 40, flow=CoarseToFineFlow(40, d_model, width=64, mode=mode, prior=prior))
 
 def felle_few(model: Felle, batch: dict, rng: torch.Generator):
     "`felle_loss` with the flows on 384 places of the batch: they are as dear as the LM, and its gradient is the noisier one."
     return felle_loss(model, batch, rng, flow_frames=384)
 
-def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int = 200, each: int = 5, checkpoint=None, folder=None,
+# %% ../../nbs/speech/22_felle_train.ipynb #c011
+def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int = 200, each: int = 4, checkpoint=None, folder=None,
                 voices: dict | None = None, start: Felle | None = None, lr: float = 2e-3) -> Felle:
     "Train one system, afresh or from `start`, and save it as speech/<name>."
     from arlm_nb.core.paths import writable_path
     torch.manual_seed(5)
     model, data = start or new_felle(), pair_data(voices or voices_pool(range(speakers), each), batch)
-    done = fit(model, data, objective, steps=steps, lr=lr, warmup=50, weight_decay=0.02, seed=5, checkpoint=checkpoint, checkpoint_every=250, progress=False)
+    done = fit(
+        model,
+        data,
+        objective,
+        steps=steps,
+        lr=lr,
+        warmup=50,
+        weight_decay=0.02,
+        seed=5,
+        checkpoint=checkpoint,
+        checkpoint_every=250,
+        progress=False,
+    )
     folder = folder or writable_path("checkpoints", "speech", name, "note.json").parent
-    write_tensors(folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items() if k != "lm.head.weight"}, {"format": "arlm_nb"})
-    note = {"model": "Felle", "name": name, "parameters": sum(p.numel() for p in model.parameters()), "objective": objective.__name__,
-            "data": f"voices_pool({speakers} speakers, {each} sentences each)", "seed": 5, "steps": steps, "batch": batch,
-            "seconds": done.rows[-1]["seconds"], "loss": [{k: round(v, 4) for k, v in r.items() if k not in ("lr", "grad_norm", "seconds")} for r in done.rows[::20]]}
+    write_tensors(
+        folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items() if k != "lm.head.weight"}, {"format": "arlm_nb"}
+    )
+    note = {
+        "model": "Felle",
+        "name": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "objective": objective.__name__,
+        "data": f"voices_pool({speakers} speakers, {each} sentences each)",
+        "seed": 5,
+        "steps": steps,
+        "batch": batch,
+        "seconds": done.rows[-1]["seconds"],
+        "loss": [{k: round(v, 4) for k, v in r.items() if k not in ("lr", "grad_norm", "seconds")} for r in done.rows[::20]],
+    }
     (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n")
     return model.eval()
 
-STEPS, MORE = 1200, 300  # of FELLE; of the baseline, after these
+STEPS, MORE = 700, 150  # of FELLE; of the baseline, after these
 
+# %% ../../nbs/speech/22_felle_train.ipynb #c012
 @makes("speech/felle")
 def make_felle(): return train_felle("felle", felle_few, STEPS)
 
@@ -90,6 +130,7 @@ def make_regression(voices: dict | None = None, checkpoint=None):
     start = load_reference("felle").train().requires_grad_(True)
     return train_felle("felle-regression", regression_loss, MORE, start=start, lr=1e-3, voices=voices, checkpoint=checkpoint)
 
+# %% ../../nbs/speech/22_felle_train.ipynb #c013
 def load_reference(name: str = "felle") -> Felle:
     "A shipped system: felle, or felle-regression."
     folder, model = checkpoint_path(f"speech/{name}"), new_felle()

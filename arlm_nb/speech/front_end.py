@@ -8,15 +8,19 @@ __all__ = ['BINS', 'FLOOR', 'FRAME_RATE', 'MEAN', 'DEVIATION', 'hz_to_mel', 'mel
 from functools import lru_cache
 
 import numpy as np
+
 import torch
+
 from torch import Tensor
 
 BINS, FLOOR, FRAME_RATE = 40, 1e-5, 100  # mel bins; smallest magnitude; frames a second
 
 # %% ../../nbs/speech/13_front_end.ipynb #c004
 def hz_to_mel(f): return 2595 * np.log10(1 + np.asarray(f) / 700)
+
 def mel_to_hz(m): return 700 * (10 ** (np.asarray(m) / 2595) - 1)
 
+# %% ../../nbs/speech/13_front_end.ipynb #c005
 @lru_cache(maxsize=None)
 def mel_filters(fs: int = 8000, bins: int = BINS) -> Tensor:  # [bins, 1 + window / 2], rows sum to 1
     "Triangles between 60 and 3,900 Hz."
@@ -27,6 +31,7 @@ def mel_filters(fs: int = 8000, bins: int = BINS) -> Tensor:  # [bins, 1 + windo
     width = np.maximum(np.minimum(up, down), 0) + 1e-8
     return torch.tensor(width / width.sum(1, keepdims=True), dtype=torch.float32)
 
+# %% ../../nbs/speech/13_front_end.ipynb #c006
 def _sizes(fs: int) -> tuple[int, int]:  # window, hop
     if fs not in (8000, 16000): raise ValueError(f"fs must be 8000 or 16000, got {fs}")
     return 256 * fs // 8000, 80 * fs // 8000
@@ -38,26 +43,29 @@ def spectrum(wave, fs: int = 8000) -> Tensor:  # complex [.., bins of frequency,
     full = torch.stft(wave, window, hop, window=torch.hann_window(window), return_complex=True)
     return full[..., :wave.shape[-1] // hop]
 
+# %% ../../nbs/speech/13_front_end.ipynb #c007
 def log_mel(wave, fs: int = 8000) -> Tensor:  # [.., frames, 40], natural logarithm of the magnitude
     "Log-mel frames before normalisation."
     return torch.log((mel_filters(fs) @ spectrum(wave, fs).abs()).clamp(min=FLOOR)).transpose(-1, -2)
 
-# %% ../../nbs/speech/13_front_end.ipynb #c005
+# %% ../../nbs/speech/13_front_end.ipynb #c008
 MEAN = torch.tensor([
     -2.682, -2.039, -1.700, -1.564, -1.533, -1.510, -1.386, -1.339, -1.382, -1.436, -1.533, -1.720, -1.871, -2.026, -2.150, 
     -2.286, -2.415, -2.467, -2.508, -2.571, -2.625, -2.663, -2.698, -2.722, -2.724, -2.704, -2.672, -2.620, -2.562, -2.512, 
     -2.487, -2.479, -2.466, -2.446, -2.434, -2.481, -2.555, -2.637, -2.695, -2.735])
+
 DEVIATION = torch.tensor([
     3.148, 3.427, 3.502, 3.481, 3.393, 3.334, 3.332, 3.301, 3.231, 3.195, 3.172, 3.136, 3.115, 3.077, 3.013, 2.932, 2.837, 
     2.782, 2.743, 2.677, 2.628, 2.579, 2.526, 2.504, 2.503, 2.515, 2.534, 2.569, 2.593, 2.604, 2.614, 2.637, 2.663, 2.700, 
     2.721, 2.709, 2.707, 2.746, 2.831, 2.989])
 
+# %% ../../nbs/speech/13_front_end.ipynb #c009
 def mel(wave,  # samples [.., n]
         fs: int = 8000) -> Tensor:  # [.., n / hop, 40], each bin of mean 0 and variance 1 over the corpus
     "Normalised log-mel frames."
     return (log_mel(wave, fs) - MEAN) / DEVIATION
 
-# %% ../../nbs/speech/13_front_end.ipynb #c008
+# %% ../../nbs/speech/13_front_end.ipynb #c012
 def linear_magnitude(frames: Tensor,  # normalised mel [.., T, 40]
                      fs: int = 8000, rounds: int = 60) -> Tensor:  # [.., frequencies, T]
     "Non-negative least squares for the magnitudes behind mel frames."
@@ -68,6 +76,7 @@ def linear_magnitude(frames: Tensor,  # normalised mel [.., T, 40]
     for _ in range(rounds): S = S * up / (gram @ S + 1e-12)
     return S
 
+# %% ../../nbs/speech/13_front_end.ipynb #c013
 @torch.no_grad()
 def mel_to_wave(frames: Tensor,  # normalised mel [.., T, 40]
                 rounds: int = 30, fs: int = 8000) -> Tensor:  # [.., T * hop]
@@ -86,12 +95,13 @@ def mel_to_wave(frames: Tensor,  # normalised mel [.., T, 40]
         turn = turn / turn.abs().clamp(min=1e-9)
     return torch.istft(S * turn, window, hop, window=hann, length=n)
 
+# %% ../../nbs/speech/13_front_end.ipynb #c014
 def _phases(S: Tensor) -> Tensor:
     "Fixed pseudo-random first phases: from zero all frames would begin with a click."
     g = torch.Generator().manual_seed(0)
     return (torch.rand(S.shape[-2:], generator=g) * 2 * torch.pi).expand(S.shape)
 
-# %% ../../nbs/speech/13_front_end.ipynb #c011
+# %% ../../nbs/speech/13_front_end.ipynb #c017
 def stack(frames: Tensor, r: int) -> Tensor:  # [.., T, D] -> [.., ceil(T / r), r * D]
     "Every r frames side by side; the last one is repeated to fill up."
     _positive(r)
@@ -99,6 +109,7 @@ def stack(frames: Tensor, r: int) -> Tensor:  # [.., T, D] -> [.., ceil(T / r), 
     frames = torch.cat([frames, frames[..., -1:, :].expand(*frames.shape[:-2], missing, -1)], -2) if missing else frames
     return frames.reshape(*frames.shape[:-2], frames.shape[-2] // r, r * frames.shape[-1])
 
+# %% ../../nbs/speech/13_front_end.ipynb #c018
 def unstack(frames: Tensor, r: int) -> Tensor:  # [.., T, r * D] -> [.., T * r, D]
     "The inverse of `stack`."
     _positive(r)
@@ -109,6 +120,7 @@ def pool(frames: Tensor, r: int) -> Tensor:  # [.., T, D] -> [.., ceil(T / r), D
     "The mean of every r frames."
     return stack(frames, r).unflatten(-1, (r, -1)).mean(-2)
 
+# %% ../../nbs/speech/13_front_end.ipynb #c019
 def unpool(frames: Tensor, r: int) -> Tensor:  # [.., T, D] -> [.., T * r, D]
     "r times as many frames, by linear interpolation between the middles."
     _positive(r)

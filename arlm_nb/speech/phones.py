@@ -6,7 +6,9 @@ __all__ = ['PHONES', 'SYMBOLS', 'VOWELS', 'CONSONANTS', 'LEXICON', 'Phone', 'sou
 
 # %% ../../nbs/speech/10_phones.ipynb #c002
 import random
+
 import re
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,32 +33,51 @@ class Phone:
 # %% ../../nbs/speech/10_phones.ipynb #c005
 _VOWELS = dict(i=(270, 2290, 3010), ih=(390, 1990, 2550), eh=(530, 1840, 2480), ae=(660, 1720, 2410), aa=(730, 1090, 2440),
                ao=(570, 840, 2410), uh=(440, 1020, 2240), u=(300, 870, 2240), ah=(640, 1190, 2390), er=(490, 1350, 1690))
+
 _GLIDES = dict(w=(300, 610, 2200), j=(270, 2300, 3100), l=(360, 1100, 2750), r=(330, 1060, 1500))
+
 _NASALS = dict(m=(250, 1000, 2200), n=(250, 1550, 2500))
+
 _NOISES = dict(s=(False, (300, 1700, 2600), (3000, 3900), 0.30), sh=(False, (300, 1900, 2500), (1700, 3000), 0.35),
                f=(False, (300, 1100, 2300), (900, 3800), 0.10), z=(True, (300, 1600, 2500), (2900, 3900), 0.30))
-_STOPS = dict(p=(False, (300, 900, 2200), (400, 1300)), t=(False, (300, 1700, 2600), (2600, 3900)), k=(False, (300, 1900, 2300), (1400, 2300)),
-              b=(True, (250, 900, 2200), (300, 1100)), d=(True, (250, 1700, 2600), (2300, 3600)))
+
+_STOPS = dict(
+    p=(False, (300, 900, 2200), (400, 1300)),
+    t=(False, (300, 1700, 2600), (2600, 3900)),
+    k=(False, (300, 1900, 2300), (1400, 2300)),
+    b=(True, (250, 900, 2200), (300, 1100)),
+    d=(True, (250, 1700, 2600), (2300, 3600)),
+)
 
 PHONES: dict[str, Phone] = {"sil": Phone("sil", "silence", False, (500, 1500, 2500), level=0.0, seconds=0.055)}
+
 PHONES |= {s: Phone(s, "vowel", True, f, seconds=0.115) for s, f in _VOWELS.items()}
+
 PHONES |= {s: Phone(s, "approximant", True, f, level=0.7, seconds=0.075) for s, f in _GLIDES.items()}
+
 PHONES |= {s: Phone(s, "nasal", True, f, (80, 150, 200), level=0.5, seconds=0.075) for s, f in _NASALS.items()}
+
 PHONES |= {s: Phone(s, "fricative", v, f, noise=b, level=a, seconds=0.095) for s, (v, f, b, a) in _NOISES.items()}
+
 PHONES |= {s: Phone(s, "stop", v, f, noise=b, level=0.35, seconds=0.075) for s, (v, f, b) in _STOPS.items()}
+
 SYMBOLS: tuple[str, ...] = tuple(PHONES)  # the id of a sound is its place here
+
 VOWELS = tuple(s for s, p in PHONES.items() if p.kind == "vowel")
+
 CONSONANTS = tuple(s for s in SYMBOLS if s not in VOWELS and s != "sil")
 
 # %% ../../nbs/speech/10_phones.ipynb #c008
 _SOUND = re.compile("|".join(sorted(SYMBOLS, key=len, reverse=True)))
 
+# %% ../../nbs/speech/10_phones.ipynb #c009
 def sounds(word: str) -> list[str]:
     "The sounds of a spelled word, the longest first."
     found = _SOUND.findall(word)
     if not word or "".join(found) != word: raise ValueError(f"{word!r} is not spelled in the sounds {', '.join(SYMBOLS)}")
     return found
 
+# %% ../../nbs/speech/10_phones.ipynb #c010
 def _make_lexicon(seed: int = 7) -> tuple[str, ...]:
     "120 words: 20 of the shape CV, 60 CVC, 40 CVCV; no two alike but in one sound of a short word."
     rng, words = random.Random(seed), []
@@ -71,7 +92,7 @@ def _make_lexicon(seed: int = 7) -> tuple[str, ...]:
 
 LEXICON: tuple[str, ...] = _make_lexicon()
 
-# %% ../../nbs/speech/10_phones.ipynb #c011
+# %% ../../nbs/speech/10_phones.ipynb #c013
 def words_of(text: str) -> list[str]:
     "The words of a text, each of them known."
     words = text.split()
@@ -80,6 +101,7 @@ def words_of(text: str) -> list[str]:
         if w not in LEXICON: raise ValueError(f"unknown word {w!r}; nearest in the lexicon: {', '.join(nearest_words(w, 5))}")
     return words
 
+# %% ../../nbs/speech/10_phones.ipynb #c014
 def nearest_words(word: str, n: int = 1) -> list[str]:
     "The lexicon's entries of smallest edit distance in letters."
     from rapidfuzz.distance import Levenshtein
@@ -89,15 +111,18 @@ def text_phones(text: str) -> list[str]:
     "Sounds of a text, with silence before, between and after the words."
     return ["sil", *(s for w in words_of(text) for s in (*sounds(w), "sil"))]
 
+# %% ../../nbs/speech/10_phones.ipynb #c015
 def phone_ids(symbols) -> list[int]:
     "Sounds as their places in SYMBOLS."
     return [SYMBOLS.index(s) for s in symbols]
 
-# %% ../../nbs/speech/10_phones.ipynb #c012
+# %% ../../nbs/speech/10_phones.ipynb #c016
 _ROLES = {"subject": LEXICON[0::4], "act": LEXICON[1::4], "object": LEXICON[2::4], "manner": LEXICON[3::4]}
+
 _RULES = (("subject", "act"), ("subject", "act", "object"), ("subject", "act", "manner"), ("subject", "act", "object", "manner"),
           ("subject", "object", "act", "object", "manner"), ("subject", "manner", "act", "object", "object", "manner"))
 
+# %% ../../nbs/speech/10_phones.ipynb #c017
 def sample_sentence(rng: np.random.Generator | int,  # a generator, or a seed
                     max_words: int = 6,  # 2..6
                     ) -> str:
@@ -107,6 +132,7 @@ def sample_sentence(rng: np.random.Generator | int,  # a generator, or a seed
     rules = [r for r in _RULES if len(r) <= max_words]
     return " ".join(str(rng.choice(_ROLES[role])) for role in rules[rng.integers(len(rules))])
 
+# %% ../../nbs/speech/10_phones.ipynb #c018
 def hard_sentences() -> list[str]:
     "Repeated words, and twisters of words that differ in one sound: what speech models skip or say twice."
     from rapidfuzz.distance import Levenshtein

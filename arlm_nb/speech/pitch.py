@@ -18,6 +18,7 @@ def difference(frames: np.ndarray,  # [n, 2 W]
     d = power[:, W:W + 1] + power[:, tau + W] - power[:, tau] - 2 * cross
     return np.concatenate([np.ones((len(d), 1)), d[:, 1:] * tau[1:] / np.maximum(np.cumsum(d[:, 1:], 1), 1e-9)], 1)
 
+# %% ../../nbs/speech/14_pitch.ipynb #c005
 def pitch(wave, fs: int = 8000, *, low: float = 70.0, high: float = 420.0,  # Hz
           threshold: float = 0.15) -> np.ndarray:  # Hz every 10 ms, 0 where no voice is heard
     "F0 by YIN."
@@ -30,6 +31,7 @@ def pitch(wave, fs: int = 8000, *, low: float = 70.0, high: float = 420.0,  # Hz
     loud = np.array([np.abs(padded[s:s + 2 * W]).max() for s in starts]) > 0.02
     return np.array([_period(row, int(fs / high), threshold, fs) if on else 0.0 for row, on in zip(d, loud)])
 
+# %% ../../nbs/speech/14_pitch.ipynb #c006
 def _period(d: np.ndarray, least: int, threshold: float, fs: int) -> float:
     "First dip below the threshold, followed down to its bottom -> Hz; 0 without one."
     below = np.flatnonzero(d[least:-1] < threshold)
@@ -39,7 +41,7 @@ def _period(d: np.ndarray, least: int, threshold: float, fs: int) -> float:
     bend = d[t - 1] - 2 * d[t] + d[t + 1]
     return fs / (t + (0.5 * (d[t - 1] - d[t + 1]) / bend if bend > 0 else 0.0))
 
-# %% ../../nbs/speech/14_pitch.ipynb #c008
+# %% ../../nbs/speech/14_pitch.ipynb #c010
 def warp_path(cost: np.ndarray) -> list[tuple[int, int]]:  # [n, m] -> pairs from (0, 0) to (n - 1, m - 1)
     "The cheapest monotone path; steps right, up or diagonal."
     n, m = cost.shape
@@ -53,6 +55,7 @@ def warp_path(cost: np.ndarray) -> list[tuple[int, int]]:  # [n, m] -> pairs fro
         path.append((i - 1, j - 1))
     return path[::-1]
 
+# %% ../../nbs/speech/14_pitch.ipynb #c011
 def pitch_distance(a, b, fs: int = 8000) -> float:  # semitones; NaN where one has no voice
     "Mean difference of two waves' melodies along the best warping."
     fa, fb = (12 * np.log2(f[f > 0]) for f in (pitch(a, fs), pitch(b, fs)))

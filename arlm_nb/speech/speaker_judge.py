@@ -6,13 +6,19 @@ __all__ = ['SpeakerJudge', 'attentive_statistics', 'margin_loss', 'embed', 'simi
 
 # %% ../../nbs/speech/16_speaker_judge.ipynb #c002
 import numpy as np
+
 import torch
+
 from torch import Tensor, nn
+
 from torch.nn import functional as F
 
 from ..core.checkpoints import makes
+
 from ..core.training import Loss, fit
+
 from .ctc_judge import blur, judge_material, load_judge, rows_of, save_judge
+
 from .front_end import BINS, mel
 
 # %% ../../nbs/speech/16_speaker_judge.ipynb #c004
@@ -32,6 +38,7 @@ class SpeakerJudge(nn.Module):
             x = y if i == 0 else x + y
         return F.normalize(self.out(attentive_statistics(x, self.attend(x))), dim=-1)
 
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c005
 def attentive_statistics(x: Tensor, scores: Tensor) -> Tensor:  # [B, T, D] twice -> mean and deviation [B, 2 D]
     "Mean and standard deviation over time, under softmax weights for each channel."
     a = scores.softmax(1)
@@ -43,7 +50,7 @@ def margin_loss(vectors: Tensor, names: Tensor, who: Tensor, scale: float = 20.0
     cosine = vectors @ F.normalize(names, dim=-1).T
     return F.cross_entropy(scale * (cosine - margin * F.one_hot(who, len(names))), who)
 
-# %% ../../nbs/speech/16_speaker_judge.ipynb #c007
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c008
 @torch.no_grad()
 def embed(self: SpeakerJudge, wave, fs: int = 8000) -> Tensor:  # [64]
     "The vector of a clip."
@@ -53,6 +60,7 @@ def similarity(self: SpeakerJudge, a, b, fs: int = 8000) -> float:  # -1..1
     "Cosine of two clips."
     return float(self.embed(a, fs) @ self.embed(b, fs))
 
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c009
 def eer(self: SpeakerJudge, pairs) -> float:  # pairs: (wave, wave, is it one voice?)
     "Equal error rate over pairs of waves."
     rows = [(self.similarity(a, b), bool(same)) for a, b, same in pairs]
@@ -60,29 +68,35 @@ def eer(self: SpeakerJudge, pairs) -> float:  # pairs: (wave, wave, is it one vo
 
 SpeakerJudge.embed, SpeakerJudge.similarity, SpeakerJudge.eer = embed, similarity, eer
 
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c010
 def equal_error_rate(scores: np.ndarray, same: np.ndarray) -> float:
     "The rate at which both errors are equal (the mean of the two where they come closest)."
-    if same.all() or not same.any(): raise ValueError(f"pairs of both kinds are needed, got {int(same.sum())} of one voice among {len(same)}")
+    if same.all() or not same.any():
+        raise ValueError(f"pairs of both kinds are needed, got {int(same.sum())} of one voice among {len(same)}")
     cuts = np.concatenate([[-np.inf], np.unique(scores), [np.inf]])
     missed = np.searchsorted(np.sort(scores[same]), cuts) / same.sum()
     taken = 1 - np.searchsorted(np.sort(scores[~same]), cuts) / (~same).sum()
     at = np.abs(missed - taken).argmin()
     return float((missed[at] + taken[at]) / 2)
 
-# %% ../../nbs/speech/16_speaker_judge.ipynb #c010
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c013
 def crop(frames: Tensor, T: int, rng: torch.Generator) -> Tensor:
     "A random stretch of T frames; a shorter clip is repeated."
     frames = frames.repeat(-(-T // len(frames)), 1) if len(frames) < T else frames
     at = int(torch.randint(len(frames) - T + 1, (1,), generator=rng))
     return frames[at:at + T]
 
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c014
 def speaker_loss(model: SpeakerJudge, batch: dict, rng: torch.Generator) -> Loss:
     "Margin loss on random stretches of 0.6 to 1.6 s."
     T = int(torch.randint(60, 161, (1,), generator=rng))
     x = torch.stack([blur(crop(f, T, rng), rng) for f in batch["frames"]])
     return Loss(margin_loss(model(x), model.names, batch["speaker"]))
 
-def train_speaker(steps: int = 1200, utterances: int = 1200, batch: int = 32, checkpoint=None, material: dict | None = None) -> SpeakerJudge:
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c015
+def train_speaker(
+    steps: int = 900, utterances: int = 1000, batch: int = 32, checkpoint=None, material: dict | None = None
+) -> SpeakerJudge:
     "Train and ship the judge of voices."
     torch.manual_seed(1)
     model, material = SpeakerJudge(), material or judge_material(utterances, 0.25)
@@ -95,10 +109,11 @@ def train_speaker(steps: int = 1200, utterances: int = 1200, batch: int = 32, ch
 
 SpeakerJudge.load = staticmethod(lambda: load_judge(SpeakerJudge(), "speaker"))
 
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c016
 @makes("speech/speaker")
 def make_speaker(): return train_speaker()
 
-# %% ../../nbs/speech/16_speaker_judge.ipynb #c012
+# %% ../../nbs/speech/16_speaker_judge.ipynb #c018
 def voice_pairs(judge: SpeakerJudge, clips: dict[int, list]) -> tuple[np.ndarray, np.ndarray]:  # cosines, is it one voice?
     "All pairs of clips of all speakers."
     vectors, who = zip(*((judge.embed(w), s) for s, ws in clips.items() for w in ws))

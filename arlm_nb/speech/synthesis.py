@@ -6,11 +6,13 @@ __all__ = ['resonator', 'antiresonator', 'filter_frames', 'rosenberg', 'voice_so
 
 # %% ../../nbs/speech/12_synthesis.ipynb #c002
 from dataclasses import dataclass, field
+
 from functools import lru_cache
 
 import numpy as np
 
 from .phones import PHONES, sample_sentence, text_phones, words_of
+
 from .voices import FRAME, STYLES, Speaker, draw_durations, melody
 
 # %% ../../nbs/speech/12_synthesis.ipynb #c004
@@ -21,12 +23,14 @@ def resonator(F, bw, fs: int) -> np.ndarray:  # second-order sections [..., 6]: 
     zero, one = np.zeros_like(B), np.ones_like(B)
     return np.stack([1 - B - C, zero, zero, one, -B, -C], -1)
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c005
 def antiresonator(F, bw, fs: int) -> np.ndarray:
     "The inverse: a dip at each frequency, gain 1 at 0 Hz."
     s = resonator(F, bw, fs)
     a = s[..., :1]
     return np.concatenate([s[..., 3:] / a, np.ones_like(a), np.zeros_like(s[..., :2])], -1)
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c006
 def filter_frames(source: np.ndarray,  # samples [frames * hop]
                   sections: np.ndarray,  # [frames, n_sections, 6]
                   ) -> np.ndarray:
@@ -37,12 +41,13 @@ def filter_frames(source: np.ndarray,  # samples [frames * hop]
     for i, sos in enumerate(np.ascontiguousarray(sections)): out[i], z = sosfilt(sos, pieces[i], zi=z)
     return out.ravel()
 
-# %% ../../nbs/speech/12_synthesis.ipynb #c007
+# %% ../../nbs/speech/12_synthesis.ipynb #c009
 def rosenberg(phase: np.ndarray) -> np.ndarray:  # phase in periods -> airflow 0..1
     "One pulse a period."
     p = phase % 1.0
     return np.where(p < 0.4, 0.5 * (1 - np.cos(np.pi * p / 0.4)), np.where(p < 0.56, np.cos(np.pi / 2 * (p - 0.4) / 0.16), 0.0))
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c010
 def voice_source(f0: np.ndarray,  # Hz of each sample, 0: no voice
                  speaker: Speaker, rng: np.random.Generator, fs: int) -> np.ndarray:
     "Derivative of the glottal flow, with breath."
@@ -53,7 +58,7 @@ def voice_source(f0: np.ndarray,  # Hz of each sample, 0: no voice
     low = np.exp(-2 * np.pi * 900 / fs) * np.clip((-speaker.tilt - 6) / 8, 0, 1)
     return lfilter([1 - low], [1, -low], pulse) + speaker.breath * rng.normal(size=len(f0)) * on
 
-# %% ../../nbs/speech/12_synthesis.ipynb #c010
+# %% ../../nbs/speech/12_synthesis.ipynb #c013
 def _smooth(x: np.ndarray, frames: int) -> np.ndarray:
     "A running mean along time."
     pad = np.pad(x, [(frames, frames)] + [(0, 0)] * (x.ndim - 1), mode="edge")
@@ -61,6 +66,7 @@ def _smooth(x: np.ndarray, frames: int) -> np.ndarray:
     full = np.apply_along_axis(lambda c: np.convolve(c, kernel, "same"), 0, pad)
     return full[frames:-frames]
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c014
 def tract(symbols: list[str], frames: np.ndarray, speaker: Speaker, fs: int) -> np.ndarray:  # sections [frames, 6, 6]
     "The cascade of each frame: three formants of the sound, two fixed ones, the nasal's zero (or nothing)."
     each = lambda values: np.repeat(np.asarray(values, float), frames, axis=0)
@@ -73,6 +79,7 @@ def tract(symbols: list[str], frames: np.ndarray, speaker: Speaker, fs: int) -> 
     fill = resonator(np.full((len(F), 1), 900 * speaker.scale), np.full((len(F), 1), 660.0), fs)
     return np.concatenate([poles, depth, fill], 1)
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c015
 def levels(symbols: list[str], frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # voice [frames], noise [frames, sounds]
     "Amplitude of the voice and of each sound's own noise, frame by frame."
     n, ends = int(frames.sum()), np.cumsum(frames)
@@ -84,7 +91,7 @@ def levels(symbols: list[str], frames: np.ndarray) -> tuple[np.ndarray, np.ndarr
         if p.noise: noise[b - 2 if p.closure else a:b, i] = p.level
     return _smooth(voice, 2), noise
 
-# %% ../../nbs/speech/12_synthesis.ipynb #c012
+# %% ../../nbs/speech/12_synthesis.ipynb #c017
 @dataclass(frozen=True)
 class Utterance:
     "Speech with the truth about it."
@@ -102,6 +109,7 @@ class Utterance:
     @property
     def seconds(self) -> float: return len(self.wave) / self.fs
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c018
 def speak(text: str,  # words of the lexicon
           speaker: Speaker, *,
           style: str = "statement",  # statement, question, emphatic
@@ -119,7 +127,7 @@ def speak(text: str,  # words of the lexicon
     wave, hop = render(symbols, frames, f0, speaker, rng, fs), round(FRAME * fs)
     return Utterance(wave, fs, tuple(symbols), spans * hop, tuple(words), f0, frames * hop, speaker, style, text)
 
-# %% ../../nbs/speech/12_synthesis.ipynb #c013
+# %% ../../nbs/speech/12_synthesis.ipynb #c019
 def render(symbols, frames, f0, speaker: Speaker, rng: np.random.Generator, fs: int) -> np.ndarray:  # float32 [frames * hop]
     "Source, filter, noise -> wave."
     hop = round(FRAME * fs)
@@ -131,6 +139,7 @@ def render(symbols, frames, f0, speaker: Speaker, rng: np.random.Generator, fs: 
     wave = wave + hiss(symbols, noise, speaker, rng, fs) + 2e-4 * rng.normal(size=len(wave))
     return np.clip(0.35 * wave, -1, 1).astype(np.float32)
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c020
 def hiss(symbols, noise: np.ndarray, speaker: Speaker, rng: np.random.Generator, fs: int) -> np.ndarray:
     "White noise through each sound's band, at its amplitude."
     from scipy.signal import sosfilt
@@ -144,6 +153,7 @@ def hiss(symbols, noise: np.ndarray, speaker: Speaker, rng: np.random.Generator,
         out[a:b] += sosfilt(_band(PHONES[symbols[i]].noise, round(speaker.scale, 2), fs), rng.normal(size=size)) * ramp * noise[where[0], i]
     return out
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c021
 @lru_cache(maxsize=None)
 def _band(noise: tuple, scale: float, fs: int) -> np.ndarray:
     "A band-pass of second order on each side, as sections."
@@ -151,7 +161,7 @@ def _band(noise: tuple, scale: float, fs: int) -> np.ndarray:
     low, high = noise[0] * scale, min(noise[1] * scale, 0.48 * fs)
     return butter(2, [min(low, 0.8 * high), high], "bandpass", fs=fs, output="sos")
 
-# %% ../../nbs/speech/12_synthesis.ipynb #c018
+# %% ../../nbs/speech/12_synthesis.ipynb #c026
 def corpus(n: int, *, speakers=range(200), seed: int = 0,
            cache: bool = True,  # keep it in memory for the next call
            max_words: int = 6, fs: int = 8000) -> list[Utterance]:
@@ -160,6 +170,7 @@ def corpus(n: int, *, speakers=range(200), seed: int = 0,
     make = _corpus if cache else _corpus.__wrapped__
     return list(make(n, tuple(speakers), seed, max_words, fs))
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c027
 @lru_cache(maxsize=8)
 def _corpus(n: int, speakers: tuple, seed: int, max_words: int, fs: int) -> tuple[Utterance, ...]:
     return tuple(one_utterance(i, speakers, seed, max_words, fs) for i in range(n))
@@ -170,6 +181,7 @@ def one_utterance(i: int, speakers=range(200), seed: int = 0, max_words: int = 6
     speaker = Speaker.draw(speakers[int(g.integers(len(speakers)))])
     return speak(sample_sentence(g, max_words), speaker, style=STYLES[int(g.integers(3))], seed=int(g.integers(1 << 30)), fs=fs)
 
+# %% ../../nbs/speech/12_synthesis.ipynb #c028
 def load_librispeech(path_or_hub: str,  # a folder saved by `datasets`, or a name on the Hub
                      split: str = "test.clean", n: int = 100, fs: int = 16000) -> list[Utterance]:
     "Real speech in the same record; sounds, spans and pitch are not known and stay empty."
@@ -177,5 +189,18 @@ def load_librispeech(path_or_hub: str,  # a folder saved by `datasets`, or a nam
     from datasets import load_dataset, load_from_disk
     data = load_from_disk(path_or_hub) if Path(path_or_hub).is_dir() else load_dataset(path_or_hub, split=split, streaming=True)
     rows, none = [r for _, r in zip(range(n), data)], np.zeros(0)
-    return [Utterance(np.asarray(r["audio"]["array"], np.float32), r["audio"]["sampling_rate"], (), none.reshape(0, 2), tuple(r["text"].split()),
-                      none, none, Speaker.draw(int(r.get("speaker_id", 0))), "statement", r["text"]) for r in rows]
+    return [
+        Utterance(
+            np.asarray(r["audio"]["array"], np.float32),
+            r["audio"]["sampling_rate"],
+            (),
+            none.reshape(0, 2),
+            tuple(r["text"].split()),
+            none,
+            none,
+            Speaker.draw(int(r.get("speaker_id", 0))),
+            "statement",
+            r["text"],
+        )
+        for r in rows
+    ]

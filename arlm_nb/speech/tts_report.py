@@ -5,16 +5,23 @@ __all__ = ['METRICS', 'Spoken', 'Judges', 'judged', 'test_pairs', 'truth', 'voco
 
 # %% ../../nbs/speech/18_tts_report.ipynb #c002
 from collections.abc import Callable
+
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.statistics import bootstrap, paired_bootstrap
+
 from .ctc_judge import CTCJudge, cer, wer
+
 from .front_end import mel, mel_to_wave, pool, unpool
+
 from .pitch import pitch_distance
+
 from .speaker_judge import SpeakerJudge
+
 from .synthesis import Utterance
+
 from .voices import STYLES, Speaker
 
 METRICS = ("wer", "cer", "sim", "pitch_distance", "duration_error", "rtf", "first_audio_s", "ar_steps")
@@ -28,6 +35,7 @@ class Spoken:
     first_audio_s: float  # until the first samples could be played
     ar_steps: int  # autoregressive steps
 
+# %% ../../nbs/speech/18_tts_report.ipynb #c005
 @dataclass
 class Judges:
     "The trained judges."
@@ -37,6 +45,7 @@ class Judges:
     @classmethod
     def load(cls) -> "Judges": return cls(CTCJudge.load(), SpeakerJudge.load())
 
+# %% ../../nbs/speech/18_tts_report.ipynb #c006
 def judged(spoken: Spoken, target: Utterance, enrolment: Utterance, judges: Judges) -> dict:  # one row
     "All measures of one utterance. `sim` compares with the enrolment, `pitch_distance` [semitones] and `duration_error` with the truth."
     t = judges.words.transcribe(spoken.wave)
@@ -46,7 +55,7 @@ def judged(spoken: Spoken, target: Utterance, enrolment: Utterance, judges: Judg
             "duration_error": abs(length / target.seconds - 1), "rtf": spoken.seconds / length,
             "first_audio_s": spoken.first_audio_s, "ar_steps": spoken.ar_steps}
 
-# %% ../../nbs/speech/18_tts_report.ipynb #c005
+# %% ../../nbs/speech/18_tts_report.ipynb #c007
 def test_pairs(n: int, seed: int = 0, max_words: int = 3, styles=STYLES) -> list[tuple[Utterance, Utterance]]:  # (enrolment, target)
     "Two different sentences of one unseen speaker, n times."
     from arlm_nb.speech.phones import sample_sentence
@@ -58,6 +67,7 @@ def test_pairs(n: int, seed: int = 0, max_words: int = 3, styles=STYLES) -> list
         out.append(tuple(speak(t, who, style=str(g.choice(styles)), seed=int(g.integers(1 << 30))) for t in (a, b)))
     return out
 
+# %% ../../nbs/speech/18_tts_report.ipynb #c008
 def truth(pairs) -> list[Spoken]:
     "The target itself."
     return [Spoken(b.wave, 0.0, 0.0, 0) for _, b in pairs]
@@ -66,8 +76,13 @@ def vocoded(pairs, r: int = 1) -> list[Spoken]:
     "The target through mel frames (averaged by r) and back."
     return [Spoken(mel_to_wave(unpool(pool(mel(b.wave), r), r)).numpy(), 0.0, 0.0, 0) for _, b in pairs]
 
-def evaluate_tts(systems: dict[str, Callable],  # name -> (list of (enrolment, target)) -> list of Spoken; only the target's text may be read
-                 pairs: list[tuple[Utterance, Utterance]], judges: Judges | None = None, r: int = 1) -> "TTSReport":
+# %% ../../nbs/speech/18_tts_report.ipynb #c009
+def evaluate_tts(
+    systems: dict[str, Callable],  # name -> (list of (enrolment, target)) -> list of Spoken; only the target's text may be read
+    pairs: list[tuple[Utterance, Utterance]],
+    judges: Judges | None = None,
+    r: int = 1,
+) -> "TTSReport":
     "Judge systems beside the truth and the vocoded truth."
     import pandas as pd
     if not pairs: raise ValueError("pairs must hold at least one (enrolment, target), got none")
@@ -77,7 +92,7 @@ def evaluate_tts(systems: dict[str, Callable],  # name -> (list of (enrolment, t
             rows.append({"system": name, "utterance": i} | judged(spoken, b, a, judges))
     return TTSReport(pd.DataFrame(rows))
 
-# %% ../../nbs/speech/18_tts_report.ipynb #c006
+# %% ../../nbs/speech/18_tts_report.ipynb #c010
 @dataclass
 class TTSReport:
     "Rows of measures: one for each system and utterance."
@@ -86,7 +101,8 @@ class TTSReport:
     def values(self, system: str, metric: str) -> np.ndarray:
         "One measure of one system, in the order of the utterances."
         if metric not in METRICS: raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-        if system not in set(self.frame.system): raise ValueError(f"system must be one of {', '.join(self.frame.system.unique())}, got {system!r}")
+        if system not in set(self.frame.system):
+            raise ValueError(f"system must be one of {', '.join(self.frame.system.unique())}, got {system!r}")
         return self.frame[self.frame.system == system].sort_values("utterance")[metric].to_numpy(float)
 
     def interval(self, system: str, metric: str):
@@ -106,4 +122,9 @@ class TTSReport:
         "One group of bars for each measure."
         from arlm_nb.core.plotting import bars
         systems = list(self.frame.system.unique())
-        return bars({m: {s: self.interval(s, m) for s in systems} for m in metrics}, title="Systems by judge", x_title="mean, 95% interval", height=320)
+        return bars(
+            {m: {s: self.interval(s, m) for s in systems} for m in metrics},
+            title="Systems by judge",
+            x_title="mean, 95% interval",
+            height=320,
+        )

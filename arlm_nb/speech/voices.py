@@ -11,6 +11,7 @@ import numpy as np
 from .phones import PHONES
 
 STYLES = ("statement", "question", "emphatic")
+
 FRAME = 0.005  # seconds: the synthesiser's parameters change at this pace
 
 # %% ../../nbs/speech/11_voices.ipynb #c004
@@ -29,6 +30,7 @@ class Speaker:
     @classmethod
     def draw(cls, seed: int) -> "Speaker": return _draw_speaker(int(seed))
 
+# %% ../../nbs/speech/11_voices.ipynb #c005
 def _draw_speaker(seed: int) -> Speaker:
     "The voice of a number, always the same."
     if seed < 0: raise ValueError(f"a speaker's number must be >= 0, got {seed}")
@@ -38,7 +40,7 @@ def _draw_speaker(seed: int) -> Speaker:
     return Speaker(seed, 0.82 + 0.40 * u, 90 * (260 / 90) ** v, g.uniform(0.15, 0.45), g.uniform(-14, -6), g.uniform(0.01, 0.08),
                    0.8 * (1.25 / 0.8) ** g.uniform(), g.uniform(0.005, 0.02))
 
-# %% ../../nbs/speech/11_voices.ipynb #c007
+# %% ../../nbs/speech/11_voices.ipynb #c008
 def draw_durations(symbols: list[str], speaker: Speaker, rng: np.random.Generator,
                    accent: int = -1,  # the word that is stressed; -1: none
                    ) -> np.ndarray:  # frames of 5 ms [n], each >= 3
@@ -53,7 +55,7 @@ def draw_durations(symbols: list[str], speaker: Speaker, rng: np.random.Generato
         if s == "sil" and i in (0, last): seconds[i] *= 1.6
     return np.maximum(3, np.round(seconds / FRAME)).astype(int)
 
-# %% ../../nbs/speech/11_voices.ipynb #c009
+# %% ../../nbs/speech/11_voices.ipynb #c010
 def melody(spans: np.ndarray,  # first and last frame of each sound [n, 2]
            symbols: list[str], speaker: Speaker, style: str, rng: np.random.Generator, accent: int,
            ) -> np.ndarray:  # F0 of each frame, Hz [frames]; 0 where there is no voice

@@ -5,13 +5,17 @@ __all__ = ['audio_html', 'wave_figure', 'player']
 
 # %% ../../nbs/speech/19_wave_view.ipynb #c002
 import base64
+
 import io
+
 import wave as wave_file
 
 import numpy as np
 
 from .front_end import mel
+
 from .pitch import pitch
+
 from .synthesis import Utterance
 
 # %% ../../nbs/speech/19_wave_view.ipynb #c003
@@ -23,6 +27,7 @@ def audio_html(wave, fs: int = 8000) -> str:
         f.writeframes((32767 * x).astype("<i2").tobytes())
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(out.getvalue()).decode()}"></audio>'
 
+# %% ../../nbs/speech/19_wave_view.ipynb #c004
 def wave_figure(wave, fs: int = 8000, *, spans=None, phones=None, title: str = ""):  # plotly Figure
     "Wave, mel frames with the pitch over them, sounds below."
     import plotly.graph_objects as go
@@ -31,10 +36,26 @@ def wave_figure(wave, fs: int = 8000, *, spans=None, phones=None, title: str = "
     wave, frames, f0 = np.asarray(wave), mel(wave, fs).numpy(), pitch(wave, fs)
     step = max(1, len(wave) // 1500)
     fig = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.3, 0.7], vertical_spacing=0.03, specs=[[{}], [{"secondary_y": True}]])
-    fig.add_trace(go.Scatter(x=np.arange(len(wave))[::step] / fs, y=wave[::step].round(3), line=dict(color=palette[0], width=1), name="wave"), 1, 1)
-    fig.add_trace(go.Heatmap(z=frames.T[::2].round(1), x=np.arange(len(frames)) / 100, y=np.arange(0, 40, 2), showscale=False, colorscale="Cividis"), 2, 1)
-    fig.add_trace(go.Scatter(x=np.arange(len(f0)) / 100, y=np.where(f0 > 0, f0, np.nan).round(1), mode="markers", marker=dict(color=palette[1], size=4), name="pitch"),
-                  2, 1, secondary_y=True)
+    fig.add_trace(
+        go.Scatter(x=np.arange(len(wave))[::step] / fs, y=wave[::step].round(3), line=dict(color=palette[0], width=1), name="wave"), 1, 1
+    )
+    fig.add_trace(
+        go.Heatmap(z=frames.T[::2].round(1), x=np.arange(len(frames)) / 100, y=np.arange(0, 40, 2), showscale=False, colorscale="Cividis"),
+        2,
+        1,
+    )
+    fig.add_trace(
+        go.Scatter(
+            x=np.arange(len(f0)) / 100,
+            y=np.where(f0 > 0, f0, np.nan).round(1),
+            mode="markers",
+            marker=dict(color=palette[1], size=4),
+            name="pitch",
+        ),
+        2,
+        1,
+        secondary_y=True,
+    )
     if spans is not None:
         for (a, b), s in zip(np.asarray(spans) / fs, phones):
             fig.add_vline(x=a, line=dict(color=ink, width=0.5), row=1, col=1)
@@ -44,7 +65,7 @@ def wave_figure(wave, fs: int = 8000, *, spans=None, phones=None, title: str = "
     fig.update_xaxes(title_text="time [s]", row=2, col=1)
     return fig.update_layout(template=theme(), height=380, showlegend=False, title=title, margin=dict(t=70))
 
-# %% ../../nbs/speech/19_wave_view.ipynb #c004
+# %% ../../nbs/speech/19_wave_view.ipynb #c005
 def player(waves,  # an Utterance, a wave, or {name: either}
            fs: int = 8000, judge=None):  # a CTCJudge writes what it hears -> Controls
     "Choose a wave, see it, play it."
