@@ -195,6 +195,7 @@ def synthesise_mel(model: Felle,
                    dropout: bool = True,  # of the pre-net
                    callback: Callable | None = None):
     "Frames for a text in the voice of the enrolment -> Generation with `frames` [T, D], or a list of them."
+    if not isinstance(model, Felle): raise ValueError(f"this decoder speaks with a Felle, got a {type(model).__name__}: wrap the LM first")
     if nfe < 1: raise ValueError(f"nfe must be >= 1, got {nfe}")
     if head not in ("flow", "regression"): raise ValueError(f"head must be flow or regression, got {head!r}")
     if guidance != 1 and not model.prompt_masking:
