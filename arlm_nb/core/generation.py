@@ -7,7 +7,7 @@ __all__ = ['Cost', 'Generation', 'encode_prompts', 'decode_text', 'check_budget'
 # %% ../../nbs/core/21_generation.ipynb #c002
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,8 +36,11 @@ class Generation:
     cost: Cost = field(default_factory=Cost)
     prompt_ids: list[int] = field(default_factory=list)
     decoder: str = ""
+    frames: Tensor | None = None  # continuous tokens [T, D]; `ids` then holds what was discrete in a step: 0 go on, 1 end
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        if self.frames is None: return {k: v for k, v in asdict(self).items() if k != "frames"}
+        return asdict(replace(self, frames=None)) | {"frames": self.frames.tolist()}
 
 # %% ../../nbs/core/21_generation.ipynb #c006
 def encode_prompts(lm, prompt) -> tuple[list[list[int]], bool]:  # (ids of each prompt, was it a single one?)
