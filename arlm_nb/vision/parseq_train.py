@@ -52,7 +52,7 @@ def load_recognizer(name_or_folder: str | Path) -> TextRecognizer:
 # %% ../../nbs/vision/24_parseq_train.ipynb #c006
 SIZES = {"encoder": {"image_size": (8, 56), "patch": (8, 4), "channels": 1, "d_model": 64, "n_layers": 3, "n_heads": 4},
          "charset": LETTERS, "max_length": 8, "n_heads": 8, "depth": 1}
-STEPS, BATCH, LR = 4000, 64, 2e-3
+STEPS, BATCH, LR = 3000, 64, 2e-3
 
 
 def word_data(model: TextRecognizer, batch: int = BATCH, **options) -> Callable:  # (step, rng) -> {"images", "labels"}

@@ -104,6 +104,7 @@ def word_images(
 ) -> WordImages:
     "Pictures of words: a pure function of the arguments."
     rng = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    if isinstance(n, int) and n < 1 or not isinstance(n, int) and not len(n): raise ValueError(f"need n >= 1 words, got {n}")
     if min(jitter, slant, blur, noise) < 0: raise ValueError(f"jitter, slant, blur, noise must be >= 0, got {jitter}, {slant}, {blur}, {noise}")
     if isinstance(n, int):
         letters = _some_words(n, min_len, max_len, split, rng)
