@@ -8,7 +8,8 @@ from arlm_nb.vision import images as V
 
 
 def test_names_of_the_card():
-    names = "digits glyph_font render_text word_images PatchViT grid_positions scan_order show_images".split()
+    names = """digits glyph_font render_text word_images PatchViT grid_positions scan_order show_images captioned_shapes scene_oracle caption_alignment
+    coverage Shape CaptionedImages SceneReport""".split()
     assert [n for n in names if not hasattr(V, n)] == []
 
 
@@ -27,6 +28,19 @@ def test_names_of_the_card():
     (lambda: V.PatchViT((8, 8), 4)(torch.zeros(8, 8)), "images must be"),
     (lambda: V.patchify(torch.zeros(1, 1, 5, 8), (4, 4)), "5 x 8 pixels does not divide"),
     (lambda: V.scan_order(4, 4, "hilbrt"), "unknown scan 'hilbrt'; known: raster, snake"),
+    (lambda: V.captioned_shapes(0), "need n >= 1"),
+    (lambda: V.captioned_shapes(1, split="dev"), "got 'dev'"),
+    (lambda: V.parse_caption(" "), "must not be empty"),
+    (lambda: V.parse_caption("a mauve ring"), "no word 'mauve'"),
+    (lambda: V.parse_caption("a red ring at the window"), "unknown place 'window'; known: top left"),
+    (lambda: V.caption_of([V.shape_at(0), V.shape_at(1)], torch.Generator()), "no relation that has a word"),
+    (lambda: V.scene_oracle(torch.zeros(1, 3, 16, 12)), r"must be \[N, 3, size, size\], got \[1, 3, 16, 12\]"),
+    (lambda: V.scene_oracle(torch.full((1, 3, 16, 16), 255.0)), r"about \[-1, 1\], got values up to 255"),
+    (lambda: V.scene_oracle(torch.zeros(1, 3, 16, 16), objects=0), "objects must be 1 or 2"),
+    (lambda: V.caption_alignment(torch.zeros(1, 3, 16, 16), []), "got 0 and 1"),
+    (lambda: V.render([], size=3), "size must be >= 8"),
+    (lambda: V.Shape("ring", "mauve", "big", 0, 0), "got 'mauve'; known: red"),
+    (lambda: V.coverage(V.scene_oracle(torch.zeros(1, 3, 16, 16)), ("weight",)), r"got \['weight'\]"),
     (lambda: V.show_images(torch.zeros(4, 4)), r"must be \[N, 1 or 3, H, W\]"),
 ])
 def test_bad_input(make, match):

@@ -21,6 +21,7 @@ from .permuted_decoder import PermutedDecoder, cloze_mask, permutation_masks, sa
 from .reading import Reading, fold, leaderboard, ned, quietly, read, recognition_report
 from .recognizer import Charset, TextRecognizer, plm_loss, plm_objective
 from .text_pictures import CHARSET_36, CHARSET_94, HFEncoder, TextPictures, load_lmdb, load_text_pictures
+from .words import word_images
 
 _all_ = ["augment", "average_weights", "paper_lr", "paper_model", "build_recognizer", "load_recognizer", "save_recognizer", "train_reader", "word_data", "attention_figure",
          "attention_map", "modes_html", "order_masks_figure", "PermutedDecoder", "cloze_mask", "permutation_masks", "sample_permutations", "Reading", "fold", "leaderboard", "ned",
@@ -114,9 +115,8 @@ def reading_times(model: TextRecognizer, images, modes: Sequence[tuple[str, int]
 def reader_player(model: TextRecognizer):  # Controls
     "A word, its noise, what to see."
     from arlm_nb.core.controls import Controls
-    from arlm_nb.vision.words import word_images as draw
     def redraw(word, noise, seed, see, order):
-        d = draw([word[:model.max_length]], noise=noise, seed=seed)
+        d = word_images([word[:model.max_length]], noise=noise, seed=seed)
         if see == "ways of reading": return modes_html(model, d.images[0], d.words[0])
         if see == "masks": return order_masks_figure(sample_permutations(len(d.words[0]), 6, rng=torch.Generator().manual_seed(seed))[order % 6], d.words[0])
         return attention_figure(model, d.images[0])
