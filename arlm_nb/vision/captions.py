@@ -36,7 +36,7 @@ class Said:
         "Attribute by attribute; what is left free always fits."
         return {"kind": self.kind == shape.kind, "color": self.color == shape.color, "size": self.size in (None, shape.size), "place": self.place in (None, (shape.row, shape.col))}
 
-
+# %% ../../nbs/vision/14_captions.ipynb #c005
 def parse_caption(caption: str) -> tuple[list[Said], str | None]:  # the objects, their relation
     "Read a caption back."
     text, relation = caption.strip(), None
@@ -46,6 +46,7 @@ def parse_caption(caption: str) -> tuple[list[Said], str | None]:  # the objects
     else: parts = [text]
     return [_parse_object(p) for p in parts], relation
 
+# %% ../../nbs/vision/14_captions.ipynb #c006
 def _parse_object(text: str) -> Said:
     "One object: a [size] color kind [at the place]."
     head, _, tail = text.partition(" at the ")
@@ -61,7 +62,7 @@ def _parse_object(text: str) -> Said:
         place = named[tail]
     return Said(kinds[0], colors[0], sizes[0] if sizes else None, place)
 
-# %% ../../nbs/vision/14_captions.ipynb #c005
+# %% ../../nbs/vision/14_captions.ipynb #c007
 def relation_of(first: Shape, second: Shape) -> str | None:
     "How the first lies to the second: the axis on which they are further apart, by at least two places; None where neither is."
     down, right = first.row - second.row, first.col - second.col
@@ -69,7 +70,7 @@ def relation_of(first: Shape, second: Shape) -> str | None:
     if abs(down) > abs(right): return "above" if down < 0 else "below"
     return "left of" if right < 0 else "right of"
 
-
+# %% ../../nbs/vision/14_captions.ipynb #c008
 def caption_of(
     scene: Sequence[Shape],  # one object or two
     rng: torch.Generator,  # chooses words, and what is said
@@ -86,7 +87,7 @@ def caption_of(
     if relation is None: raise ValueError(f"the two objects lie in no relation that has a word: {scene[0]}, {scene[1]}")
     return f"{say(scene[0])} {relation} {say(scene[1])}"
 
-# %% ../../nbs/vision/14_captions.ipynb #c008
+# %% ../../nbs/vision/14_captions.ipynb #c011
 @dataclass
 class CaptionedImages:
     "Pictures, sentences, and what is really there."
@@ -96,12 +97,12 @@ class CaptionedImages:
 
     def __len__(self) -> int: return len(self.captions)
 
-
+# %% ../../nbs/vision/14_captions.ipynb #c012
 def kept_for_test(scene: Sequence[Shape]) -> bool:
     "One scene in ten, by a hash."
     return hashlib.sha256(repr([s.index for s in scene]).encode()).digest()[0] < 26
 
-
+# %% ../../nbs/vision/14_captions.ipynb #c013
 def scene_number(i: int, seed: int, max_objects: int, split: str) -> tuple[list[Shape], torch.Generator]:
     "The scene of an index, and the generator that goes on to its caption and texture."
     rng = torch.Generator().manual_seed((seed * 0x9E3779B1 + i * 0x85EBCA77 + 7) % (1 << 62))
@@ -111,7 +112,7 @@ def scene_number(i: int, seed: int, max_objects: int, split: str) -> tuple[list[
         if count == 2 and relation_of(*scene) is None: continue
         if split == "all" or kept_for_test(scene) == (split == "test"): return scene, rng
 
-# %% ../../nbs/vision/14_captions.ipynb #c009
+# %% ../../nbs/vision/14_captions.ipynb #c014
 def captioned_shapes(
     n: int,
     *,
@@ -131,7 +132,7 @@ def captioned_shapes(
     if texture: images = images + texture * torch.stack([torch.randn(3, size, size, generator=rng) for _, rng in drawn])
     return CaptionedImages(images, captions, [scene for scene, _ in drawn])
 
-# %% ../../nbs/vision/14_captions.ipynb #c012
+# %% ../../nbs/vision/14_captions.ipynb #c017
 def caption_alignment(
     images: Tensor,  # [N, 3, size, size]
     captions: Sequence[str],
@@ -146,7 +147,7 @@ def caption_alignment(
     mean = lambda key: (lambda v: sum(v) / len(v) if v else float("nan"))([r[key] for r in rows if r[key] is not None])
     return {key: mean(key) for key in ("kind", "color", "size", "place", "relation", "all")}
 
-
+# %% ../../nbs/vision/14_captions.ipynb #c018
 def _aligned(said: list[Said], relation: str | None, scene: list[Shape], valid: bool) -> dict:
     "One picture; two objects are matched in the order that fits better."
     def score(order: Sequence[Shape]) -> dict:

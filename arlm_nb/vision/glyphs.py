@@ -21,14 +21,14 @@ UHHUGGG EHHHLID UHHUKIH FGGE11U V444444 HHHHHHE HHHHHA4 HHHLLLA HHA4AHH HHHA444 
 """.split()
 FIRST, WIDTH, HEIGHT = 32, 5, 7  # code of the first glyph; pixels of a glyph
 
-
+# %% ../../nbs/vision/10_glyphs.ipynb #c005
 @lru_cache(maxsize=None)
 def glyph_font() -> Tensor:  # float32 [95, 7, 5], 1 ink, 0 ground; index = character code - 32
     "5 x 7 bitmaps of the printable ASCII characters."
     digits = torch.tensor([[int(row, 32) for row in glyph] for glyph in ROWS])
     return (digits[..., None] >> torch.arange(WIDTH - 1, -1, -1) & 1).float()
 
-
+# %% ../../nbs/vision/10_glyphs.ipynb #c006
 def codes(text: str) -> Tensor:  # int64 [len(text)], rows of `glyph_font`
     "The glyph of each character."
     found = torch.tensor([ord(c) - FIRST for c in text], dtype=torch.long)
@@ -37,7 +37,7 @@ def codes(text: str) -> Tensor:  # int64 [len(text)], rows of `glyph_font`
         raise ValueError(f"text must be one or more printable ASCII characters, got {bad or 'none'}")
     return found
 
-# %% ../../nbs/vision/10_glyphs.ipynb #c005
+# %% ../../nbs/vision/10_glyphs.ipynb #c007
 def render_text(
     text: str,  # printable ASCII
     *,
@@ -51,7 +51,7 @@ def render_text(
     out[:HEIGHT, :, :WIDTH] = glyph_font()[codes(text)].transpose(0, 1)
     return out.flatten(1).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
-# %% ../../nbs/vision/10_glyphs.ipynb #c009
+# %% ../../nbs/vision/10_glyphs.ipynb #c011
 CHAIN = """
 02530020201f4g040d9e310140 7010z000370b00b002205000b0 e010d00g205600i0031g300010 e003z030c00100700153400010 605d341020052b011fe8021410
 e0005300i00600v00913a00010 3000s01ad00414200h73500000 f000z000900000700113100000 2153233000163s8102ib020101 3000z000100000c00020900000
@@ -61,14 +61,14 @@ e001h005300d0085093d700030 00010000000000000310z00000 e023u030901024b00753110020
 1000z000500030600010000020 b444351190134493037g224000
 """.split()
 
-
+# %% ../../nbs/vision/10_glyphs.ipynb #c012
 @lru_cache(maxsize=None)
 def letter_chain() -> Tensor:  # float32 [27, 26]: row 26 is the first letter's distribution, row i what follows letter i
     "The probabilities of the table."
     share = torch.tensor([[int(digit, 36) for digit in row] for row in CHAIN]).float()
     return share / share.sum(1, keepdim=True)
 
-# %% ../../nbs/vision/10_glyphs.ipynb #c010
+# %% ../../nbs/vision/10_glyphs.ipynb #c013
 def chain_words(
     n: int,  # words
     *,
@@ -86,6 +86,7 @@ def chain_words(
     letters = torch.stack(letters, 1)
     return letters.masked_fill(torch.arange(max_len) >= lengths[:, None], -1), lengths
 
+# %% ../../nbs/vision/10_glyphs.ipynb #c014
 def spell(letters: Tensor) -> list[str]:  # letters int64 [n, L], -1 past the end
     "Letters as text."
     return ["".join(chr(97 + c) for c in row if c >= 0) for row in letters.tolist()]

@@ -35,7 +35,7 @@ def matched_filter(
     best, letter = gain.amax(0).max(1)  # over letters: [N, places]
     return ["".join(charset[letter[n, x]] for x in _fit(best[n].tolist(), int(length), gaps)) for n, length in enumerate(lengths)]
 
-
+# %% ../../nbs/vision/00_common.ipynb #c007
 def _fit(best: list[float], length: int, gaps: tuple[int, ...]) -> list[int]:  # places of the letters
     "Dynamic programming over places: the chain of `length` steps that saves most."
     score, back = list(best), []

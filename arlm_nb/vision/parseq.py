@@ -31,7 +31,7 @@ _all_ = ["augment", "average_weights", "paper_lr", "paper_model", "build_recogni
 # %% ../../nbs/vision/19_parseq.ipynb #c012
 WAYS = (("ar", 0), ("ar", 1), ("nar", 0), ("nar", 1), ("nar", 2))
 
-
+# %% ../../nbs/vision/19_parseq.ipynb #c013
 @torch.no_grad()
 def reading_study(
     models: Mapping[str, TextRecognizer] | None = None,  # default: the shipped K = 6 and K = 1
@@ -50,12 +50,12 @@ def reading_study(
             rows += [{"model": name, "mode": mode, "refine": refine, "word": w, "right": int(r.text == w), "passes": r.passes} for r, w in zip(found, data.words)]
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/vision/19_parseq.ipynb #c014
 def hits(frame, model: str, mode: str, refine: int):  # numpy [n] of 0/1
     "Which pictures one way of reading got right."
     return frame[(frame.model == model) & (frame["mode"] == mode) & (frame.refine == refine)].right.to_numpy(float)
 
-# %% ../../nbs/vision/19_parseq.ipynb #c015
+# %% ../../nbs/vision/19_parseq.ipynb #c017
 @claim(
     "parseq",
     paper="PARSeq: 91.9% word accuracy on the benchmarks' 36-character sets when trained on synthetic data, 96.0% on real data; one model reads AR, NAR and with refinement",
@@ -86,7 +86,7 @@ def parseq_claim(seed: int = 0, n: int = 600, frame=None) -> list[Measured]:
                  "refined once, against left to right; ablation: without the refinement", "passes"),
     ]
 
-# %% ../../nbs/vision/19_parseq.ipynb #c020
+# %% ../../nbs/vision/19_parseq.ipynb #c022
 def explain(frame, seen: dict | None = None) -> str:
     "Which way is best for K = 6, and by how much, in words."
     from arlm_nb.core.statistics import paired_bootstrap
@@ -97,7 +97,7 @@ def explain(frame, seen: dict | None = None) -> str:
         out.append(f"{way[0].upper()} + {way[1]} against AR: {d.value:+.3f} ({d.low:+.3f}, {d.high:+.3f}), {verdict}")
     return "\n".join(out)
 
-# %% ../../nbs/vision/19_parseq.ipynb #c023
+# %% ../../nbs/vision/19_parseq.ipynb #c025
 def reading_times(model: TextRecognizer, images, modes: Sequence[tuple[str, int]] = WAYS, repeat: int = 5):  # DataFrame: ms for each picture
     "Milliseconds a picture, alone and in batches of 64; the encoder's own share beside it."
     import pandas as pd
@@ -111,7 +111,7 @@ def reading_times(model: TextRecognizer, images, modes: Sequence[tuple[str, int]
         rows[f"batch {batch}"] = column
     return pd.DataFrame(rows)
 
-# %% ../../nbs/vision/19_parseq.ipynb #c028
+# %% ../../nbs/vision/19_parseq.ipynb #c030
 def reader_player(model: TextRecognizer):  # Controls
     "A word, its noise, what to see."
     from arlm_nb.core.controls import Controls

@@ -25,12 +25,13 @@ def paper_model(size: str = "small") -> TextRecognizer:
     encoder = {"image_size": (32, 128), "patch": (4, 8), "channels": 3, "d_model": d, "n_layers": 12, "n_heads": heads}
     return build_recognizer({"encoder": encoder, "charset": CHARSET_94, "max_length": 25, "n_heads": 2 * heads, "depth": 1, "dropout": 0.1, "trained_orders": 6}, f"parseq-{size}")
 
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c005
 def paper_lr(batch: int = 384, gpus: int = 1) -> float:
     "Largest learning rate of the one-cycle schedule: 7e-4 * sqrt(gpus) * batch / 256."
     if batch < 1 or gpus < 1: raise ValueError(f"batch and gpus must be >= 1, got {batch} and {gpus}")
     return 7e-4 * gpus ** 0.5 * batch / 256
 
-# %% ../../nbs/vision/25_parseq_recipe.ipynb #c007
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c008
 def _warp(matrix: Callable) -> Callable:
     "An affine movement: matrix(signed strength [n]) -> [n, 2, 3]; what comes in from outside is the edge."
     def apply(x: Tensor, a: Tensor, rng) -> Tensor:
@@ -39,10 +40,12 @@ def _warp(matrix: Callable) -> Callable:
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return apply
 
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c009
 def _affine(xx=1.0, xy=0.0, xt=0.0, yx=0.0, yy=1.0, yt=0.0, n: int = 1) -> Tensor:  # [n, 2, 3]
     cells = [torch.as_tensor(v, dtype=torch.float32).expand(n) for v in (xx, xy, xt, yx, yy, yt)]
     return torch.stack(cells, 1).view(n, 2, 3)
 
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c010
 def _blur(x: Tensor, a: Tensor, rng) -> Tensor:
     "Gaussian of a standard deviation of up to two pixels."
     at = torch.arange(-3, 4).float()
@@ -53,15 +56,18 @@ def _blur(x: Tensor, a: Tensor, rng) -> Tensor:
         x = sum(k[:, j, None, None, None] * pad.narrow(axis, j, x.shape[axis]) for j in range(7))
     return x
 
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c011
 def _poisson(x: Tensor, a: Tensor, rng) -> Tensor:
     "Counts of light: the stronger, the fewer."
     peak = (255 * (1 - a) + 5)[:, None, None, None]
     return torch.poisson(((x.clamp(-1, 1) + 1) / 2) * peak, generator=rng) / peak * 2 - 1
 
-# %% ../../nbs/vision/25_parseq_recipe.ipynb #c008
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c012
 def _each(a: Tensor) -> Tensor: return a[:, None, None, None]
+
 def _mean(x: Tensor) -> Tensor: return x.mean((1, 2, 3), keepdim=True)
 
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c013
 AUGMENTATIONS: dict[str, Callable] = {  # name -> (pictures [n, C, H, W], strength [n] in 0..1, rng) -> pictures
     "invert": lambda x, a, rng: -x,
     "brightness": lambda x, a, rng: x + _each(a) * (torch.randint(2, (len(x), 1, 1, 1), generator=rng) * 2 - 1) * 0.6,
@@ -79,6 +85,7 @@ AUGMENTATIONS: dict[str, Callable] = {  # name -> (pictures [n, C, H, W], streng
     "poisson_noise": _poisson,
 }
 
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c014
 def augment(
     images: Tensor,  # [B, C, H, W] in [-1, 1]
     rng: torch.Generator,
@@ -99,7 +106,7 @@ def augment(
             if len(rows): images[rows] = AUGMENTATIONS[n](images[rows], torch.full((len(rows),), strength), rng).clamp(-1, 1)
     return images
 
-# %% ../../nbs/vision/25_parseq_recipe.ipynb #c011
+# %% ../../nbs/vision/25_parseq_recipe.ipynb #c017
 def average_weights(states: Iterable[dict]) -> dict:  # of `model.state_dict()`s
     "The mean of several states of one model; what is no floating number is taken from the last."
     mean, count = {}, 0

@@ -24,11 +24,13 @@ def sizes_of(model: TextRecognizer) -> dict:
     return {"encoder": encoder, "charset": model.charset.characters, "max_length": model.max_length, "n_heads": model.decoder.n_heads,
             "depth": model.depth, "trained_orders": model.trained_orders}
 
+# %% ../../nbs/vision/24_parseq_train.ipynb #c005
 def build_recognizer(sizes: dict, name: str = "recognizer") -> TextRecognizer:
     "A recogniser with a PatchViT from its sizes."
     sizes = dict(sizes)
     return TextRecognizer(PatchViT(**sizes.pop("encoder")), sizes.pop("charset"), name=name, **sizes)
 
+# %% ../../nbs/vision/24_parseq_train.ipynb #c006
 def save_recognizer(model: TextRecognizer, folder: str | Path, note: dict | None = None, dtype=torch.float16) -> Path:
     "Write weights and note."
     from arlm_nb.core.checkpoints import write_tensors
@@ -38,6 +40,7 @@ def save_recognizer(model: TextRecognizer, folder: str | Path, note: dict | None
     (folder / "note.json").write_text(json.dumps(about | (note or {}), indent=1) + "\n")
     return folder
 
+# %% ../../nbs/vision/24_parseq_train.ipynb #c007
 def load_recognizer(name_or_folder: str | Path) -> TextRecognizer:
     "A shipped recogniser (`parseq-k6`, `parseq-k1`) or one that `save_recognizer` wrote."
     from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
@@ -49,12 +52,12 @@ def load_recognizer(name_or_folder: str | Path) -> TextRecognizer:
     model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
     return model.eval()
 
-# %% ../../nbs/vision/24_parseq_train.ipynb #c006
+# %% ../../nbs/vision/24_parseq_train.ipynb #c009
 SIZES = {"encoder": {"image_size": (8, 56), "patch": (8, 4), "channels": 1, "d_model": 64, "n_layers": 3, "n_heads": 4},
          "charset": LETTERS, "max_length": 8, "n_heads": 8, "depth": 1}
-STEPS, BATCH, LR = 3000, 64, 2e-3
+STEPS, BATCH, LR = 4000, 64, 2e-3
 
-
+# %% ../../nbs/vision/24_parseq_train.ipynb #c010
 def word_data(model: TextRecognizer, batch: int = BATCH, **options) -> Callable:  # (step, rng) -> {"images", "labels"}
     "Fresh training words for `fit`; options of `word_images`."
     def data(step: int, rng: torch.Generator) -> dict:
@@ -62,7 +65,7 @@ def word_data(model: TextRecognizer, batch: int = BATCH, **options) -> Callable:
         return {"images": d.images, "labels": model.charset.labels(d.words, model.max_length)}
     return data
 
-
+# %% ../../nbs/vision/24_parseq_train.ipynb #c011
 def train_reader(k: int, steps: int = STEPS, seed: int = 0, **options):  # Fit
     "Train one reader with K = k orders."
     from arlm_nb.core.training import fit
@@ -70,7 +73,7 @@ def train_reader(k: int, steps: int = STEPS, seed: int = 0, **options):  # Fit
     model = build_recognizer({**SIZES, "trained_orders": k}, f"parseq-k{k}")
     return fit(model, word_data(model), plm_objective(k), steps=steps, lr=LR, schedule="one_cycle", seed=seed, **options)
 
-# %% ../../nbs/vision/24_parseq_train.ipynb #c007
+# %% ../../nbs/vision/24_parseq_train.ipynb #c012
 def make_reader(k: int) -> Path:
     "Train and write the checkpoint `vision/parseq-k{k}`."
     from arlm_nb.core.paths import writable_path
@@ -82,7 +85,7 @@ def make_reader(k: int) -> Path:
             "batch": BATCH, "lr": LR, "seconds": run.rows[-1]["seconds"], "loss": rows[::10] + rows[-1:]}
     return save_recognizer(run.model, writable_path("checkpoints", *name.split("/")), note)
 
-
+# %% ../../nbs/vision/24_parseq_train.ipynb #c013
 @makes("vision/parseq-k6")
 def make_k6() -> Path: return make_reader(6)
 

@@ -31,6 +31,7 @@ def _hilbert(h: int, w: int) -> Tensor:
         x, y, s = torch.where(ry == 0, y, x), torch.where(ry == 0, x, y), s // 2
     return key
 
+# %% ../../nbs/vision/12_patches.ipynb #c006
 def _spiral(h: int, w: int) -> Tensor:
     "Sort key: ring by ring from the outside, clockwise from the upper left corner."
     y, x = grid_positions(h, w).T
@@ -40,9 +41,10 @@ def _spiral(h: int, w: int) -> Tensor:
     along = torch.where(r == 0, c, torch.where(c == ww - 1, ww - 1 + r, torch.where(r == hh - 1, ww + hh - 2 + ww - 1 - c, 2 * (ww - 1) + 2 * (hh - 1) - r)))
     return ring * (2 * (h + w)) + along
 
-# %% ../../nbs/vision/12_patches.ipynb #c006
+# %% ../../nbs/vision/12_patches.ipynb #c007
 SCANS = ("raster", "snake", "diagonal", "spiral", "hilbert", "subsample", "random")
 
+# %% ../../nbs/vision/12_patches.ipynb #c008
 def scan_order(
     h: int,
     w: int,
@@ -60,7 +62,7 @@ def scan_order(
     order = keys[kind]().argsort(stable=True)
     return order, order.argsort()
 
-# %% ../../nbs/vision/12_patches.ipynb #c010
+# %% ../../nbs/vision/12_patches.ipynb #c012
 def patchify(
     images: Tensor,  # [B, C, H, W]
     patch: tuple[int, int],  # height, width in pixels
@@ -70,7 +72,7 @@ def patchify(
     if H % ph or W % pw: raise ValueError(f"a picture of {H} x {W} pixels does not divide into patches of {ph} x {pw}")
     return images.unflatten(-1, (W // pw, pw)).unflatten(-3, (H // ph, ph)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
-# %% ../../nbs/vision/12_patches.ipynb #c011
+# %% ../../nbs/vision/12_patches.ipynb #c013
 class PatchViT(nn.Module):
     "Vision transformer (Dosovitskiy et al., 2021) without a class token."
 
@@ -98,7 +100,7 @@ class PatchViT(nn.Module):
         hidden = self.body(embeds=self.project(patchify(images, self.patch))).hidden
         return hidden, hidden.mean(1)
 
-# %% ../../nbs/vision/12_patches.ipynb #c015
+# %% ../../nbs/vision/12_patches.ipynb #c017
 def show_images(
     images: Tensor,  # [N, C, H, W], C 1 or 3, in [-1, 1] (cut off beyond)
     titles: Sequence[str] = (),  # under each picture

@@ -19,7 +19,7 @@ def _pool(n: int, mirrored: bool) -> list[tuple[int, ...]]:
     every = itertools.permutations(range(n))
     return [p for p in every if p != tuple(range(n)) and not (mirrored and n > 1 and p[0] > p[-1])]
 
-
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c005
 def _draw(n: int, count: int, mirrored: bool, rng: torch.Generator) -> Tensor:  # [<= count, n]
     "Random orders; of up to four characters without repeats, from the pool."
     if count < 1: return torch.zeros(0, n, dtype=torch.long)
@@ -28,7 +28,7 @@ def _draw(n: int, count: int, mirrored: bool, rng: torch.Generator) -> Tensor:  
     chosen = torch.randperm(len(pool), generator=rng)[:count].tolist()
     return torch.tensor([pool[i] for i in chosen], dtype=torch.long).view(-1, n)
 
-# %% ../../nbs/vision/20_permuted_decoder.ipynb #c005
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c006
 def sample_permutations(
     n: int,  # characters, >= 1
     k: int,  # K, orders; fewer where there are not so many
@@ -46,7 +46,7 @@ def sample_permutations(
     if mirrored and len(out) > 1: out[1, 1:] = torch.arange(n + 1, 0, -1)
     return out
 
-# %% ../../nbs/vision/20_permuted_decoder.ipynb #c008
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c009
 def permutation_masks(
     perm: Tensor,  # [n + 2] an order, see `sample_permutations`
 ) -> tuple[Tensor, Tensor]:  # content, query: bool [n + 1, n + 1], True = may attend
@@ -56,13 +56,13 @@ def permutation_masks(
     query = masks.permutation(perm, include_self=False).dense(n + 2, device=perm.device)[0, 0]
     return content[:n + 1, :n + 1], query[1:, :n + 1]
 
-
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c010
 def cloze_mask(queries: int, keys: int | None = None, device=None) -> Tensor:  # bool [queries, keys]
     "Query i sees every key but its own character, which [B] shifts to key i + 1."
     i, j = torch.arange(queries, device=device)[:, None], torch.arange(keys or queries, device=device)
     return j != i + 1
 
-# %% ../../nbs/vision/20_permuted_decoder.ipynb #c012
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c014
 class Attention(nn.Module):
     "Multi-head attention whose keys and values can be made beforehand."
 
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         q, k = self._heads(self.q(x)), keys[0]
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1).mean(1)
 
-# %% ../../nbs/vision/20_permuted_decoder.ipynb #c013
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c015
 class TwoStreamLayer(nn.Module):
     "One layer, used for the queries and, in deeper decoders, for the content."
 
@@ -100,7 +100,7 @@ class TwoStreamLayer(nn.Module):
         x = x + self.drop(self.cross_attention(self.norm1(x), memory_keys))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
-# %% ../../nbs/vision/20_permuted_decoder.ipynb #c014
+# %% ../../nbs/vision/20_permuted_decoder.ipynb #c016
 class PermutedDecoder(nn.Module):
     "Position queries over content and memory (Bautista and Atienza, 2022, section 3.1)."
 

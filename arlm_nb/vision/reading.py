@@ -53,7 +53,7 @@ def read_nar(model: TextRecognizer, memory_keys: list, batch: int) -> Tensor:  #
     one = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
     return model.logits(memory_keys, ids, torch.arange(model.max_length + 1, device=device), one.expand(1, model.max_length + 1, 1), one)
 
-
+# %% ../../nbs/vision/22_reading.ipynb #c008
 def refine_once(model: TextRecognizer, memory_keys: list, answer: Tensor) -> Tensor:  # answer ids [B, T + 1] -> logits [B, T + 1, C + 1]
     "One pass with the answer as context under the cloze mask."
     T, cs = model.max_length, model.charset
@@ -63,9 +63,10 @@ def refine_once(model: TextRecognizer, memory_keys: list, answer: Tensor) -> Ten
     content = (places == places[:, None]) | (places == 0)
     return model.logits(memory_keys, ids, places, cloze_mask(T + 1, device=ids.device) & before_end, content & before_end)
 
-# %% ../../nbs/vision/22_reading.ipynb #c008
+# %% ../../nbs/vision/22_reading.ipynb #c009
 MODES = ("ar", "nar")
 
+# %% ../../nbs/vision/22_reading.ipynb #c010
 @register_decoder("parseq")
 @torch.no_grad()
 def read(
@@ -90,7 +91,7 @@ def read(
     out = _readings(model, logits, first, mode, refine, time.perf_counter() - began)
     return out[0] if single else out
 
-# %% ../../nbs/vision/22_reading.ipynb #c009
+# %% ../../nbs/vision/22_reading.ipynb #c011
 def _readings(model: TextRecognizer, logits: Tensor, first: Tensor, mode: str, refine: int, seconds: float) -> list[Reading]:
     "Logits as readings; each picture is charged with the passes that it takes alone."
     best, answers, drafts = logits.log_softmax(-1).max(-1), logits.argmax(-1).tolist(), first.tolist()
@@ -107,18 +108,17 @@ def _readings(model: TextRecognizer, logits: Tensor, first: Tensor, mode: str, r
         out.append(Reading(ids, model.charset.decode(ids), logprobs, steps, cost, [], "parseq"))
     return out
 
-# %% ../../nbs/vision/22_reading.ipynb #c015
+# %% ../../nbs/vision/22_reading.ipynb #c017
 def fold(text: str) -> str:
     "Lower case, ASCII letters and digits only: the 36 characters of the benchmarks."
     return "".join(c for c in text.lower() if c.isascii() and c.isalnum())
-
 
 def ned(read_as: str, truth: str) -> float:  # 0..1; 0: equal
     "Edit distance over the longer length."
     from rapidfuzz.distance import Levenshtein
     return Levenshtein.normalized_distance(read_as, truth)
 
-# %% ../../nbs/vision/22_reading.ipynb #c016
+# %% ../../nbs/vision/22_reading.ipynb #c018
 def recognition_report(
     model: TextRecognizer,
     data,  # has .images [N, C, H, W] and .words, such as WordImages
@@ -140,14 +140,14 @@ def recognition_report(
                      "passes": mean([r.passes for r in found]), "ms": 1e3 * mean([r.cost.seconds for r in found])})
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/vision/22_reading.ipynb #c019
 def quietly(fn, *args, **kwargs):
     "Call without the warning about K = 1: the caller asks on purpose."
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*trained left to right only")
         return fn(*args, **kwargs)
 
-
+# %% ../../nbs/vision/22_reading.ipynb #c020
 def leaderboard(models: Mapping[str, TextRecognizer], data, modes=(("ar", 0), ("nar", 0), ("nar", 1)), **options):  # DataFrame, best first
     "Several readers on the same pictures."
     import pandas as pd

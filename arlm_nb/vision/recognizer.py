@@ -48,7 +48,7 @@ class Charset:
 # %% ../../nbs/vision/21_recognizer.ipynb #c007
 DECODERS: dict[str, Callable] = {"parseq": PermutedDecoder}  # name -> (d_model, n_heads, depth, dropout) -> module
 
-
+# %% ../../nbs/vision/21_recognizer.ipynb #c008
 class TextRecognizer(nn.Module):
     "Reads the text in a picture."
 
@@ -81,12 +81,13 @@ class TextRecognizer(nn.Module):
     def depth(self) -> int: return self.decoder.depth
     def encode(self, images: Tensor) -> Tensor: return self.encoder(images)[0]  # memory [B, S, d]
 
-# %% ../../nbs/vision/21_recognizer.ipynb #c008
+# %% ../../nbs/vision/21_recognizer.ipynb #c009
 def context(self: TextRecognizer, ids: Tensor) -> Tensor:  # ids [B, S], [B] first -> [B, S, d]
     "Embedded context: the null context [B] has no place."
     x = self.embed(ids) * self.d_model ** 0.5
     return torch.cat([x[:, :1], x[:, 1:] + self.places[:ids.shape[1] - 1]], 1)
 
+# %% ../../nbs/vision/21_recognizer.ipynb #c010
 def logits(
     self: TextRecognizer,
     memory_keys: list,  # of `model.decoder.memory_keys(memory)`
@@ -101,11 +102,12 @@ def logits(
 
 TextRecognizer.context, TextRecognizer.logits = context, logits
 
-# %% ../../nbs/vision/21_recognizer.ipynb #c010
+# %% ../../nbs/vision/21_recognizer.ipynb #c012
 def seen_keys(self: TextRecognizer, ids: Tensor) -> Tensor:  # ids [B, S] -> bool [B, 1, S]
     "Keys that may be looked at: no [E], no padding."
     return ((ids != self.charset.eos_id) & (ids != self.charset.pad_id))[:, None]
 
+# %% ../../nbs/vision/21_recognizer.ipynb #c013
 def forward(
     self: TextRecognizer,
     images: Tensor,  # [B, C, H, W]
@@ -121,7 +123,7 @@ def forward(
 
 TextRecognizer.seen_keys, TextRecognizer.forward = seen_keys, forward
 
-# %% ../../nbs/vision/21_recognizer.ipynb #c011
+# %% ../../nbs/vision/21_recognizer.ipynb #c014
 def order_targets(
     labels: Tensor,  # [B, n + 2]
     k: int,  # orders
@@ -132,12 +134,14 @@ def order_targets(
     late = (torch.arange(k, device=labels.device) >= 2)[:, None] & (targets == charset.eos_id)
     return targets.masked_fill(late, charset.pad_id)
 
+# %% ../../nbs/vision/21_recognizer.ipynb #c015
 def plm_loss(model: TextRecognizer, batch: dict, perms: Tensor) -> Tensor:  # nats for each character asked
     "Cross-entropy over all orders."
     targets = order_targets(batch["labels"], len(perms), model.charset)
     logits = model(batch["images"], batch["labels"], perms)
     return F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), ignore_index=model.charset.pad_id)
 
+# %% ../../nbs/vision/21_recognizer.ipynb #c016
 def plm_objective(
     k: int = 6,  # K, orders in each step; 1 is a plain left-to-right recogniser
     *,

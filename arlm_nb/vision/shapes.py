@@ -37,13 +37,13 @@ class Shape:
     @property
     def index(self) -> int: return int(np.ravel_multi_index((KINDS.index(self.kind), list(COLORS).index(self.color), list(SIZES).index(self.size), self.row, self.col), BASES))
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c004
 def shape_at(index: int) -> Shape:  # index in 0..1199
     "The shape of an index; the inverse of `.index`."
     kind, color, size, row, col = (int(i) for i in np.unravel_index(index, BASES))
     return Shape(KINDS[kind], list(COLORS)[color], list(SIZES)[size], row, col)
 
-# %% ../../nbs/vision/13_shapes.ipynb #c005
+# %% ../../nbs/vision/13_shapes.ipynb #c006
 def _inside(kind: str, dx: Tensor, dy: Tensor) -> Tensor:
     "Which samples belong to the shape; dx to the right, dy downwards, in radii."
     square, rho = torch.maximum(dx.abs(), dy.abs()), (dx.square() + dy.square()).sqrt()
@@ -52,7 +52,7 @@ def _inside(kind: str, dx: Tensor, dy: Tensor) -> Tensor:
     if kind == "cross": return (square <= 1) & (torch.minimum(dx.abs(), dy.abs()) <= 0.3)
     return (rho <= 1) & (rho >= 0.55)
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c007
 @lru_cache(maxsize=4)
 def _covers(size: int = 16) -> Tensor:  # [1200, size, size]: share of each pixel that the shape covers
     "Coverage of all 1,200 shapes (the colour does not matter for it)."
@@ -67,12 +67,12 @@ def _covers(size: int = 16) -> Tensor:  # [1200, size, size]: share of each pixe
                     out[k, :, s, r, c] = hit.view(size, 4, size, 4).mean((1, 3))
     return out.flatten(0, 4)
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c008
 @lru_cache(maxsize=1)
 def _paint() -> Tensor:  # [1200, 3]: the colour of each shape, in 0..1
     return torch.tensor([list(COLORS.values())[i // 50 % 6] for i in range(1200)])
 
-# %% ../../nbs/vision/13_shapes.ipynb #c006
+# %% ../../nbs/vision/13_shapes.ipynb #c009
 def render(
     scenes: Sequence[Sequence[Shape]],  # later objects lie on top
     size: int = 16,  # pixels a side
@@ -86,14 +86,14 @@ def render(
             out[n] = out[n] * (1 - a) + _paint()[shape.index][:, None, None] * a
     return 2 * out - 1
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c010
 @lru_cache(maxsize=2)
 def all_scenes(size: int = 16) -> Tensor:  # [1200, 3, size, size] in [-1, 1]
     "Every scene of one object, by index."
     a = _covers(size)[:, None]
     return 2 * (GROUND * (1 - a) + _paint()[:, :, None, None] * a) - 1
 
-# %% ../../nbs/vision/13_shapes.ipynb #c009
+# %% ../../nbs/vision/13_shapes.ipynb #c013
 @dataclass
 class SceneReport:
     "What the oracle saw."
@@ -104,13 +104,13 @@ class SceneReport:
     @property
     def valid_rate(self) -> float: return float(self.valid.float().mean())
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c014
 def _flat(images: Tensor) -> Tensor:
     if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]: raise ValueError(f"images must be [N, 3, size, size], got {list(images.shape)}")
     if float(images.abs().max()) > 1.5: raise ValueError(f"images must be in about [-1, 1], got values up to {float(images.abs().max()):.3g}")
     return images.float().flatten(1)
 
-# %% ../../nbs/vision/13_shapes.ipynb #c010
+# %% ../../nbs/vision/13_shapes.ipynb #c015
 def scene_oracle(
     images: Tensor,  # [N, 3, size, size] in [-1, 1]
     *,
@@ -129,7 +129,7 @@ def scene_oracle(
             if error < distance[n] - 1e-6: scenes[n], distance[n] = pair, error
     return SceneReport(scenes, distance, distance <= tau)
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c016
 def _two_objects(image: Tensor, keep: int = 12) -> tuple[list[Shape], float]:
     "The upper objects that explain most of what is not ground, each painted over every lower one."
     size = image.shape[-1]
@@ -144,7 +144,7 @@ def _two_objects(image: Tensor, keep: int = 12) -> tuple[list[Shape], float]:
         if float(d.min()) < error: error, best = float(d.min()), [shape_at(int(d.argmin())), shape_at(u)]
     return best, error
 
-# %% ../../nbs/vision/13_shapes.ipynb #c013
+# %% ../../nbs/vision/13_shapes.ipynb #c019
 @dataclass
 class Coverage:
     "How much of what was possible came."
@@ -152,7 +152,7 @@ class Coverage:
     places: int  # different places of the first object, of 25
     even: dict  # attribute -> core.statistics.Test of even use, over valid pictures
 
-
+# %% ../../nbs/vision/13_shapes.ipynb #c020
 def coverage(report: SceneReport, free: Sequence[str] = ("kind", "color", "size", "place")) -> Coverage:  # free: attributes that should be even
     "Distinct scenes and evenness of the attributes that were left free."
     from arlm_nb.core.statistics import chi_square

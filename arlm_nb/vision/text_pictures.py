@@ -49,7 +49,7 @@ class TextPictures:
             return {"images": self.images[rows], "labels": model.charset.labels([self.words[i] for i in rows.tolist()], model.max_length)}
         return draw
 
-
+# %% ../../nbs/vision/23_text_pictures.ipynb #c006
 def from_rows(
     rows: Iterable[tuple],  # (picture, label)
     *,
@@ -69,7 +69,7 @@ def from_rows(
     if not words: raise ValueError(f"no row had a label of 1..{max_length} characters ({out} left out)")
     return TextPictures(torch.stack(images), words, out)
 
-# %% ../../nbs/vision/23_text_pictures.ipynb #c008
+# %% ../../nbs/vision/23_text_pictures.ipynb #c009
 def _open_picture(data: bytes):
     "An encoded picture (PNG, JPEG)."
     try: from PIL import Image
@@ -77,7 +77,7 @@ def _open_picture(data: bytes):
     import io
     return Image.open(io.BytesIO(data)).convert("RGB")
 
-
+# %% ../../nbs/vision/23_text_pictures.ipynb #c010
 def load_lmdb(
     folder: str | Path,  # with data.mdb: keys num-samples, image-000000001, label-000000001, ...
     *,
@@ -93,7 +93,7 @@ def load_lmdb(
         n = int(txn.get(b"num-samples"))
         return from_rows(((decode(txn.get(b"image-%09d" % i)), txn.get(b"label-%09d" % i).decode()) for i in range(1, n + 1)), **options)
 
-
+# %% ../../nbs/vision/23_text_pictures.ipynb #c011
 def load_text_pictures(
     name: str,  # of the `datasets` library: on the Hub, or a local folder
     *,
@@ -112,7 +112,7 @@ def load_text_pictures(
         if column not in rows.column_names: raise ValueError(f"{name} has no column {column!r}; known: {', '.join(rows.column_names)}")
     return from_rows(((r[image], r[label]) for r in rows), **options)
 
-# %% ../../nbs/vision/23_text_pictures.ipynb #c011
+# %% ../../nbs/vision/23_text_pictures.ipynb #c014
 class HFEncoder(nn.Module):
     "A vision model of transformers as a recogniser's encoder: all of its states are the memory."
 

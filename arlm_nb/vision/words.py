@@ -88,6 +88,7 @@ def letter_codes(words: list[str], charset: str) -> Tensor:  # int64 [N, L], row
 # %% ../../nbs/vision/11_words.ipynb #c011
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
+# %% ../../nbs/vision/11_words.ipynb #c012
 def word_images(
     n: int | list[str],  # how many words of the letter chain; or the words
     *,
@@ -95,6 +96,7 @@ def word_images(
     min_len: int = 1,
     max_len: int = 8,  # letters of a drawn word
     size: tuple[int, int] | None = None,  # H, W; default 8 rows and 7 columns a letter
+    shift: float | None = 2.0,  # largest free space left of the word, pixels: crops of words are tight; None: anywhere
     jitter: int = 1,  # a letter moves by up to so many pixels to the right, and one down
     slant: float = 0.25,  # largest, pixels a row
     blur: float = 0.3,  # largest, see `soften`
@@ -105,17 +107,17 @@ def word_images(
     "Pictures of words: a pure function of the arguments."
     rng = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     if isinstance(n, int) and n < 1 or not isinstance(n, int) and not len(n): raise ValueError(f"need n >= 1 words, got {n}")
-    if min(jitter, slant, blur, noise) < 0: raise ValueError(f"jitter, slant, blur, noise must be >= 0, got {jitter}, {slant}, {blur}, {noise}")
+    if min(jitter, slant, blur, noise, shift or 0) < 0: raise ValueError(f"shift, jitter, slant, blur, noise must be >= 0, got {shift}, {jitter}, {slant}, {blur}, {noise}")
     if isinstance(n, int):
         letters = _some_words(n, min_len, max_len, split, rng)
         words, base = spell(letters), ord("a") if charset.islower() or not charset.isupper() else ord("A")
         if base == ord("A"): words = [w.upper() for w in words]
         letters = torch.where(letters < 0, -1, letters + base - FIRST)
     else: letters, words = letter_codes(list(n), charset), list(n)
-    return _picture(letters, words, size, jitter, slant, blur, noise, rng)
+    return _picture(letters, words, size, shift, jitter, slant, blur, noise, rng)
 
-# %% ../../nbs/vision/11_words.ipynb #c012
-def _picture(letters, words, size, jitter, slant, blur, noise, rng) -> WordImages:
+# %% ../../nbs/vision/11_words.ipynb #c013
+def _picture(letters, words, size, shift, jitter, slant, blur, noise, rng) -> WordImages:
     "Lay out, draw, blur, add noise."
     (N, L), there = letters.shape, letters >= 0
     H, W = size or (HEIGHT + 1, (WIDTH + 1 + 1) * max(L, 8))
@@ -123,7 +125,7 @@ def _picture(letters, words, size, jitter, slant, blur, noise, rng) -> WordImage
     edge = step.cumsum(1) - step
     room = W - (edge + WIDTH).masked_fill(~there, 0).amax(1)
     if bool((room < 0).any()) or H < HEIGHT: raise ValueError(f"words of {L} letters with jitter {jitter} do not fit in {H} x {W} pixels")
-    start = torch.rand(N, generator=rng) * room
+    start = torch.rand(N, generator=rng) * (room if shift is None else room.clamp(max=shift))
     turn = (2 * torch.rand(N, generator=rng) - 1) * slant
     x0 = start[:, None] + edge
     y0 = torch.randint(max(1, min(jitter, H - HEIGHT) + 1), (N, L), generator=rng)
