@@ -26,6 +26,7 @@ class Flops:
     def total(self) -> float: return self.attention + self.feed_forward + self.experts + self.router + self.unembedding
     def times(self, n: float) -> "Flops": return Flops(**{k: v * n for k, v in self.__dict__.items()})
 
+# %% ../../nbs/architectures/24_moe_cost.ipynb #c004b
 def forward_flops(model, context: int) -> Flops:  # of one token in a text of `context` tokens
     "A forward pass."
     c, L = model.config, model.config.n_layers
@@ -37,12 +38,13 @@ def forward_flops(model, context: int) -> Flops:  # of one token in a text of `c
     router = sum(2 * m.router.gate.weight.numel() for m in moe if m.routing_rule != "random")
     return Flops(L * (project + 4 * context * c.n_heads * c.d_head), feed, experts, router, 2 * c.d_model * c.vocab_size)
 
+# %% ../../nbs/architectures/24_moe_cost.ipynb #c004c
 def training_flops(
     model,  # MoETransformer, its dense twin, or any Transformer of ours
     n_tokens: int,
     context: int | None = None,  # tokens in a text; None: the model's context
 ) -> Flops:
-    "Forward and backward, of all tokens (paper, section 4: a mixture counts only the experts that a token meets)."
+    "Forward and backward, of all tokens (as the paper does it: a mixture counts only the experts that a token meets)."
     if n_tokens < 1: raise ValueError(f"n_tokens must be >= 1, got {n_tokens}")
     return forward_flops(model, context or model.context_length).times(3 * n_tokens)
 
@@ -74,6 +76,7 @@ def cost_at(cost: np.ndarray, score: np.ndarray, target: float) -> float:  # NaN
     part = (score[i - 1] - target) / (score[i - 1] - score[i])
     return float(np.exp(np.log(cost[i - 1]) + part * (np.log(cost[i]) - np.log(cost[i - 1]))))
 
+# %% ../../nbs/architectures/24_moe_cost.ipynb #c008b
 def overlap(dense: CurveTable, moe: CurveTable) -> tuple[float, float]:  # lowest and highest score that both reach
     "Scores that both families reach."
     a, b = dense.best(), moe.best()
@@ -118,7 +121,7 @@ def speedup_factor(
     n: int = 500,  # resamples of the seeds
     seed: int = 0,
 ) -> SpeedupTable:
-    "How many times more the dense family costs at equal score (paper, section 4)."
+    "How many times more the dense family costs at equal score (paper)."
     low, high = overlap(dense, moe)
     t = np.linspace(low, high, 11)[1:-1] if targets is None else np.asarray(targets, float)
     rng = np.random.default_rng(seed)

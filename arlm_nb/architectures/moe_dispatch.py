@@ -22,6 +22,7 @@ def seats(
     if n_tokens < 1: raise ValueError(f"an empty batch has no capacity: got {n_tokens} tokens")
     return n_tokens if math.isinf(capacity_factor) else min(n_tokens, math.ceil(capacity_factor * k * n_tokens / n_experts))
 
+# %% ../../nbs/architectures/21_moe_dispatch.ipynb #c003b
 @dataclass
 class DispatchPlan:
     "A seat for each choice of each token."
@@ -64,6 +65,7 @@ def dispatch(x: Tensor, plan: DispatchPlan) -> Tensor:  # [N, d] -> buffers [E, 
     seat = plan.index[token, choice] * plan.capacity + plan.slot[token, choice]
     return x.new_zeros(plan.n_experts * plan.capacity, x.shape[-1]).index_copy(0, seat, x[token]).view(plan.n_experts, plan.capacity, -1)
 
+# %% ../../nbs/architectures/21_moe_dispatch.ipynb #c006b
 def combine(
     out: Tensor,  # what the experts made of their buffers [E, cap, d]
     plan: DispatchPlan,
@@ -78,6 +80,7 @@ def all_to_all(buffers: Tensor) -> Tensor:  # [R source, R owner, E/R, cap, d] -
     "What the exchange between R devices does, in one process."
     return buffers.transpose(0, 1)
 
+# %% ../../nbs/architectures/21_moe_dispatch.ipynb #c012b
 def expert_parallel(
     x: list[Tensor],  # each device's tokens [n_r, d]
     index: list[Tensor], weight: list[Tensor],  # [n_r, k]

@@ -56,6 +56,7 @@ def texts(
         x.append(torch.where(astray, torch.randint(self.n_symbols, (n,), generator=rng), rules[which, x[-1]]))
     return torch.stack([self.n_symbols + which, *x], 1), which
 
+# %% ../../nbs/architectures/26_moe_domains.ipynb #c004b
 def batches(self: Languages, rows: int = 64, domains: Sequence[int] | None = None) -> Callable:
     "data(step, rng) for `fit`: the first symbol cannot be predicted and weighs nothing."
     def data(step: int, rng: torch.Generator) -> dict:
@@ -65,16 +66,17 @@ def batches(self: Languages, rows: int = 64, domains: Sequence[int] | None = Non
         return {"ids": ids, "weights": weights}
     return data
 
+# %% ../../nbs/architectures/26_moe_domains.ipynb #c004c
 def tokenizer(self: Languages):
     "Symbols s0, s1, ... and tags <L0>, <L1>, ..."
     from arlm_nb.core.tokenizer import Tokenizer
     return Tokenizer.from_symbols([*(f"s{i}" for i in range(self.n_symbols)), *(f"<L{i}>" for i in range(self.n_domains + self.n_held_out))])
-
 Languages.texts, Languages.batches, Languages.tokenizer = texts, batches, tokenizer
 
 # %% ../../nbs/architectures/26_moe_domains.ipynb #c006
 NATURAL = ("docstrings", "code", "numbers", "backwards")
 
+# %% ../../nbs/architectures/26_moe_domains.ipynb #c006b
 def number_tables(n: int, rng: torch.Generator) -> list[str]:
     "Rows of a running number, its square and a noisy multiple."
     import random
@@ -84,6 +86,7 @@ def number_tables(n: int, rng: torch.Generator) -> list[str]:
         out.append("\n".join(f"{i}\t{i * i}\t{slope * i + r.randrange(10)}" for i in range(start, start + 12)))
     return out
 
+# %% ../../nbs/architectures/26_moe_domains.ipynb #c006c
 def natural_texts(split: str = "train", bytes_each: int = 400_000) -> dict[str, bytes]:
     "About equally much of each domain."
     from arlm_nb.core.datasets import code, docs

@@ -36,6 +36,7 @@ class Arm:
         extra = "".join([f"-top{self.k}" if self.k != 2 else "", f"-{self.routing}" if self.routing != "learned" else "", f"-{self.world}" if self.world != "languages" else ""])
         return f"{self.kind}{self.n_experts if self.kind == 'moe' else ''}-{self.d_ff}{extra}"
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c003b
 DENSE = [Arm("dense", d) for d in (64, 128, 256, 512)]
 MIXED = [Arm("moe", d, 16) for d in (32, 64, 128)]
 FEW = [Arm("moe", d, 4) for d in (32, 64, 128)]
@@ -48,6 +49,7 @@ SEEDS, STEPS, ROWS, RATE = (0, 1, 2), 300, 64, 1e-2
 # %% ../../nbs/architectures/27_moe_grid.ipynb #c004
 def world_of(arm: Arm, seed: int = 0): return Languages(seed=seed) if arm.world == "languages" else Natural()
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c004b
 def build(arm: Arm, seed: int = 0) -> SinusoidTransformer:
     "An untrained model."
     if arm.kind not in ("dense", "twin", "moe"): raise unknown("kind", arm.kind, ("dense", "twin", "moe"))
@@ -58,6 +60,7 @@ def build(arm: Arm, seed: int = 0) -> SinusoidTransformer:
     if arm.kind == "dense": return SinusoidTransformer(c, tokenizer, name=arm.name)
     return dense_twin(c, tokenizer, arm.name) if arm.kind == "twin" else MoETransformer(c, tokenizer, arm.name)
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c004c
 def cost_of(arm: Arm, steps: int = STEPS) -> float:  # FLOPs
     "Training FLOPs of a run."
     model = build(arm)
@@ -72,6 +75,7 @@ def train_arm(arm: Arm, seed: int = 0, steps: int = STEPS, lr: float = RATE, fol
     return fit(model, world_of(arm, seed).batches(ROWS), moe_objective, steps=steps, lr=lr, warmup=20, schedule="cosine", seed=seed, progress=False,
                checkpoint=folder, checkpoint_every=steps, **options)
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c005b
 def grid_models(names: Sequence[str] = tuple(ARMS), seeds: Sequence[int] = SEEDS, report: Callable | None = None) -> dict:  # (name, seed) -> model
     "All runs; those that were made on this machine before are loaded."
     from arlm_nb.train_checkpoints import run_folder
@@ -93,12 +97,14 @@ def text_losses(model, ids: Tensor, first: int = 2) -> Tensor:  # nats per symbo
         out.append(nll[:, first - 1:].mean(1))
     return torch.cat(out)
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c006b
 def held_out_texts(arm: Arm, seed: int = 0, n: int = 1024, domains: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     "Texts that no run has seen, and their domains."
     rng = torch.Generator().manual_seed(1_000_003 + seed)
     if arm.world == "natural": return Natural("valid").texts(n, rng)
     return Languages(seed=seed).texts(n, rng, domains)
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c006c
 def measure(model, arm: Arm, seed: int = 0, n: int = 1024) -> dict:
     "Loss in the trained domains and, for languages, in the held-out ones."
     first = 2 if arm.world == "languages" else 1
@@ -116,6 +122,7 @@ def fine_tune(model, seed: int = 0, language: int = 16, steps: int = 50, lr: flo
     fit(tuned, world.batches(ROWS, [language]), moe_objective, steps=steps, lr=lr, warmup=5, seed=seed, progress=False)
     return float(text_losses(tuned.eval(), held_out_texts(ARMS[TWIN.name], seed, 256, [language])[0]).mean())
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c007b
 def curve(rows, arms: Sequence[Arm], column: str = "loss") -> CurveTable:  # rows: DataFrame of the grid
     "A family's curve from the table of runs."
     ordered = sorted(arms, key=cost_of)
@@ -133,6 +140,7 @@ def usage_of(model, arm: Arm, seed: int = 0, n: int = 512):  # UsageTable on hel
     table.experts = table.experts[..., 1:]
     return table
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c008b
 def grid_table(models: dict) -> list[dict]:  # rows: arm, seed, loss, out of domain, fine-tuned [nats], information [bits], cost [FLOPs]
     "Everything that is measured of every run."
     rows = []
@@ -146,6 +154,7 @@ def grid_table(models: dict) -> list[dict]:  # rows: arm, seed, loss, out of dom
         rows.append({k: round(v, 6) if isinstance(v, float) and v < 1e6 else v for k, v in row.items()})
     return rows
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c008c
 def grid_rows():  # DataFrame of the shipped grid
     "The measured grid, as it lies beside the weights of `architectures/moe-16`."
     import pandas as pd
@@ -159,6 +168,7 @@ def _save(name: str, shipped: str, note: dict):
     about = {"data": "Languages(seed=0)", "seed": 0, "steps": STEPS, "tokens": STEPS * ROWS * 32, "learning rate": RATE, "command": f"python -m arlm_nb.train_checkpoints {shipped}"}
     return save_moe(grid_models([name], (0,))[name, 0], writable_path("checkpoints", *shipped.split("/")), about | note)
 
+# %% ../../nbs/architectures/27_moe_grid.ipynb #c009b
 @makes("architectures/moe-16")
 def moe_16():
     "The mixture of 16 experts; its note holds what was measured of the whole grid."

@@ -70,17 +70,20 @@ def by_loop(experts: Experts, x: Tensor, plan: DispatchPlan, weight: Tensor) -> 
         if len(token): y = y.index_add(0, token, experts(x[token], partial(ExpertLinear.one, e=e)) * weight[token, choice][:, None])
     return y
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c005b
 def by_gather(experts: Experts, x: Tensor, plan: DispatchPlan, weight: Tensor) -> Tensor:
     "Choice after choice, each token with its own expert's weights."
     weight = (weight * plan.kept).to(x.dtype)
     return sum(experts(x, partial(ExpertLinear.chosen, index=plan.index[:, j])) * weight[:, j:j + 1] for j in range(plan.index.shape[1]))
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c005c
 def by_groups(experts: Experts, x: Tensor, plan: DispatchPlan, weight: Tensor) -> Tensor:
     "All experts at once, on buffers as long as the fullest one."
     if x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"): return by_sorting(experts, x, plan, weight)
     tight = replace(plan, capacity=max(1, int(plan.load.max())))
     return combine(experts(dispatch(x, tight), ExpertLinear.buffers), tight, weight)
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c005d
 def by_sorting(experts: Experts, x: Tensor, plan: DispatchPlan, weight: Tensor) -> Tensor:
     "The same without padding: tokens in the order of their experts, one grouped product."
     token, choice = plan.kept.nonzero(as_tuple=True)
@@ -88,12 +91,12 @@ def by_sorting(experts: Experts, x: Tensor, plan: DispatchPlan, weight: Tensor) 
     token, choice = token[order], choice[order]
     out = experts(x[token], partial(ExpertLinear.sorted, count=plan.load))
     return torch.zeros_like(x).index_add(0, token, out * weight[token, choice].to(x.dtype)[:, None])
-
 BACKENDS = {"loop": by_loop, "gather": by_gather, "grouped": by_groups}
 
 # %% ../../nbs/architectures/22_moe_layer.ipynb #c007
 ROUTINGS = ("learned", "frozen", "random")
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c007b
 class MoELayer(nn.Module):
     "A sparse feed-forward; takes the place of a dense one."
 
@@ -132,17 +135,18 @@ def layer_forward(self: MoELayer, x: Tensor) -> Tensor:  # [..., d] -> [..., d]
     self.plan = capacity_plan(r.index, r.n_experts, self._seats(len(flat)), r.wanted)
     return BACKENDS[self.backend](self.experts, flat, self.plan, r.weight).view(x.shape)
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c008b
 def _logits(self: MoELayer, x: Tensor) -> Tensor:  # [N, E]
     if self.routing_rule != "random": return self.router.logits(x)
     n = self.experts.n_experts
     chosen = self.router._noise((len(x), n), x).argsort(-1)[:, :self.k]
     return x.new_zeros(len(x), n, dtype=torch.float32).scatter(-1, chosen, 9.0)  # k experts, equal weights
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c008c
 def _seats(self: MoELayer, n_tokens: int) -> int:
     "Training by the capacity factor, evaluation by a share of all tokens."
     if self.training: return seats(n_tokens, self.experts.n_experts, self.k, self.capacity_factor)
     return n_tokens if self.eval_capacity is None else max(1, -int(-self.eval_capacity * n_tokens // 1))
-
 MoELayer.forward, MoELayer._logits, MoELayer._seats = layer_forward, _logits, _seats
 
 # %% ../../nbs/architectures/22_moe_layer.ipynb #c009
@@ -159,6 +163,7 @@ def upcycle(ffn: FeedForward, n_experts: int, k: int = 2, **options) -> MoELayer
 # %% ../../nbs/architectures/22_moe_layer.ipynb #c011
 SCALES = {"sqrt": lambda E: E ** -0.5, "linear": lambda E: 1 / E, "none": lambda E: 1.0}
 
+# %% ../../nbs/architectures/22_moe_layer.ipynb #c011b
 def scale_expert_grads(
     model: nn.Module,
     mode: str = "sqrt",  # sqrt: 1/sqrt(E), linear: 1/E, none

@@ -45,6 +45,7 @@ def sinusoid(length: int, d: int) -> Tensor:  # [length, d]
     angle = torch.arange(length)[:, None] * 10_000.0 ** (-half / max(1, len(half) - 1))
     return torch.nn.functional.pad(torch.cat([angle.sin(), angle.cos()], -1), (0, d % 2))
 
+# %% ../../nbs/architectures/23_moe_model.ipynb #c004b
 class SinusoidTransformer(Transformer):
     "A Transformer whose table of positions is the sinusoid, at the scale of the token embeddings, and is not trained."
     def __init__(self, config: TransformerConfig, tokenizer=None, ffn: Callable | None = None, name: str = "dense"):
@@ -60,7 +61,7 @@ class SinusoidTransformer(Transformer):
 
 # %% ../../nbs/architectures/23_moe_model.ipynb #c005
 class MoETransformer(SinusoidTransformer):
-    "A language model whose every other feed-forward is a mixture of experts (paper, section 3)."
+    "A language model whose every other feed-forward is a mixture of experts (paper)."
 
     def __init__(self, config: MoEConfig, tokenizer=None, name: str = "moe"):
         c = config
@@ -76,6 +77,7 @@ class MoETransformer(SinusoidTransformer):
         gone = {f"blocks.{l}.mlp.hook_{s}" for l in moe for s in ("pre", "post")}
         return [s for s in super().site_names() if s not in gone] + [f"blocks.{l}.mlp.hook_router" for l in moe]
 
+# %% ../../nbs/architectures/23_moe_model.ipynb #c005b
 def dense_twin(config: MoEConfig, tokenizer=None, name: str = "dense") -> SinusoidTransformer:
     "Equal active FLOPs without experts: k times the width in the places of the mixtures."
     def ffn(_, layer, sites): return FeedForward(config.but(d_ffn=config.d_ffn * config.k) if config.is_moe(layer) else config, layer, sites)
@@ -96,6 +98,7 @@ def moe_objective(
     parts = {"lm": float(plain.value.detach()), "balance": float(aux.detach()), "dropped": sum(m.plan.dropped for m in used) / len(used)}
     return Loss(plain.value + balance * aux, parts)
 
+# %% ../../nbs/architectures/23_moe_model.ipynb #c007b
 MoETransformer.objective = staticmethod(moe_objective)
 
 # %% ../../nbs/architectures/23_moe_model.ipynb #c008
@@ -105,6 +108,7 @@ def save_moe(lm: SinusoidTransformer, folder: str | Path, note: dict | None = No
     kind = "MoETransformer" if isinstance(lm, MoETransformer) else "dense_twin"
     return save_checkpoint(lm, folder, {"model": kind} | (note or {}))
 
+# %% ../../nbs/architectures/23_moe_model.ipynb #c008b
 def load_moe(name_or_folder: str | Path) -> SinusoidTransformer:
     "Read it back: a shipped name or a folder."
     from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core.paths import unknown
-
 POLICIES = ("all", "sampling", "random")  # of the second expert, in training
 
 # %% ../../nbs/architectures/20_moe_router.ipynb #c003
@@ -31,10 +30,11 @@ def balance_loss(
     probs: Tensor,  # [N, E]
     first: Tensor,  # first choices [N] int64
 ) -> Tensor:  # scalar
-    "E sum_e f_e P_e: 1 for an even router, E for one that has collapsed (paper, section 2; GShard's auxiliary loss)."
+    "E sum_e f_e P_e: 1 for an even router, E for one that has collapsed (GShard's auxiliary loss, as in the paper)."
     f = torch.bincount(first, minlength=probs.shape[-1]).to(probs) / len(first)
     return probs.shape[-1] * (f.detach() * probs.mean(0)).sum()
 
+# %% ../../nbs/architectures/20_moe_router.ipynb #c005b
 def check_experts(n_experts: int, k: int):
     if n_experts < 1: raise ValueError(f"n_experts must be >= 1, got {n_experts}")
     if not 1 <= k <= n_experts: raise ValueError(f"k must be in 1..n_experts = {n_experts}, got {k}")
@@ -51,6 +51,7 @@ def choose(
     rest = (logits if gumbel is None else logits + gumbel).scatter(-1, first, -torch.inf)
     return torch.cat([first, rest.topk(k - 1, -1).indices], -1)
 
+# %% ../../nbs/architectures/20_moe_router.ipynb #c006b
 def gates(probs: Tensor, index: Tensor) -> Tensor:  # [N, E], [N, k] -> [N, k]
     "The chosen probabilities, summing to 1 over the choices; a single choice keeps its own."
     g = probs.gather(-1, index)
@@ -102,4 +103,5 @@ def router_forward(
     if drawn and self.second_policy == "random": wanted[:, 1:] = self._noise(index[:, 1:].shape, weight) < 2 * weight[:, 1:].detach()
     return Routing(index, weight, probs, balance_loss(probs, index[:, 0]), wanted)
 
+# %% ../../nbs/architectures/20_moe_router.ipynb #c008b
 TopKRouter.forward = router_forward

@@ -19,6 +19,7 @@ def mutual_information(counts: Tensor) -> float:  # counts [D, E] -> bits
     apart = p.sum(0, keepdim=True) * p.sum(1, keepdim=True)
     return float(torch.where(p > 0, p * (p / apart.clamp(min=1e-300)).clamp(min=1e-300).log2(), 0.0).sum())
 
+# %% ../../nbs/architectures/25_moe_usage.ipynb #c003b
 def expected_bias(counts: Tensor) -> float:  # bits
     "What independent draws would show on average (Miller and Madow): (E - 1)(D - 1) / (2 N ln 2), over used rows and columns."
     D, E = int((counts.sum(1) > 0).sum()), int((counts.sum(0) > 0).sum())
@@ -57,6 +58,7 @@ def usage_frame(self: UsageTable):  # DataFrame: layer, information, shuffled [b
     return pd.DataFrame({"layer": self.layers, "I(expert; domain) [bits]": [self.information(i) for i in range(n)],
                          "domains shuffled [bits]": [other.information(i) for i in range(n)], "busiest expert": busiest})
 
+# %% ../../nbs/architectures/25_moe_usage.ipynb #c005b
 def usage_plot(self: UsageTable, i: int = -1):  # plotly Figure
     "Share of each domain's tokens by expert."
     from arlm_nb.core.plotting import heatmap
@@ -66,6 +68,7 @@ def usage_plot(self: UsageTable, i: int = -1):  # plotly Figure
     return heatmap(share.numpy(), list(range(self.n_experts)), [self.names[d] if self.names else f"domain {d}" for d in seen], unit="share",
                    title=f"Expert use by domain, layer {self.layers[i]}: {self.information(i):.2f} bits", x_title="expert", height=120 + 20 * len(seen))
 
+# %% ../../nbs/architectures/25_moe_usage.ipynb #c005c
 UsageTable.frame, UsageTable.plot = usage_frame, usage_plot
 
 # %% ../../nbs/architectures/25_moe_usage.ipynb #c006
@@ -84,6 +87,7 @@ def router_logits(lm, ids: Tensor) -> dict[int, Tensor]:  # block -> [B, T, E]
     found = [z.reshape(*ids.shape, -1) if z is not None else None for z in found]
     return {i: z for i, z in enumerate(found) if z is not None}
 
+# %% ../../nbs/architectures/25_moe_usage.ipynb #c006b
 def expert_usage(
     lm,  # MoETransformer, or HFLM of a mixture
     ids: Tensor,  # texts [B, T]

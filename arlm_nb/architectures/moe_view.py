@@ -16,6 +16,7 @@ from .moe_usage import UsageTable
 # %% ../../nbs/architectures/28_moe_view.ipynb #c003
 def _wash(color: str, alpha: float) -> str: return "rgba({},{},{},{})".format(*(int(color[i:i + 2], 16) for i in (1, 3, 5)), alpha)
 
+# %% ../../nbs/architectures/28_moe_view.ipynb #c003b
 def flow_figure(table: UsageTable, i: int = -1, least: float = 0.02, title: str = ""):  # least: share of a domain's tokens below which no band is drawn
     "Sankey: domains on the left, experts on the right, a band as wide as the tokens it carries, coloured by domain."
     import plotly.graph_objects as go
@@ -74,6 +75,7 @@ def dropped_share(index: Tensor, n_experts: int, factors: Sequence[float]) -> li
     from arlm_nb.architectures.moe_dispatch import capacity_plan, seats
     return [capacity_plan(index, n_experts, seats(len(index), n_experts, index.shape[1], f)).dropped for f in factors]
 
+# %% ../../nbs/architectures/28_moe_view.ipynb #c006b
 def capacity_player(routings: dict[str, Tensor], n_experts: int):  # name -> choices [N, k]; Controls
     "Move the capacity factor: who sits, who is dropped."
     from arlm_nb.architectures.moe_dispatch import capacity_plan, seats
@@ -96,8 +98,9 @@ def priming_tasks(world: Languages, languages: Sequence[int]) -> dict:
     def draw(rule) -> Callable: return lambda rng: Example(f"s{(x := rng.randrange(world.n_symbols))}", f"s{int(rule[x])}", options)
     return {f"<L{d}>": Task(f"<L{d}>", f"<L{d}>", draw(world.rules[d]), "choice", form="{x} {y}", delimiter=" ", family="languages") for d in languages}
 
+# %% ../../nbs/architectures/28_moe_view.ipynb #c007b
 def priming_accuracy(lm, world: Languages, languages: Sequence[int], shots: Sequence[int] = (0, 4), n: int = 50):  # DataFrame: k, accuracy
-    "Zero- and few-shot priming: options scored by the model's likelihood (paper, section 4; `prompting.few_shot`)."
+    "Zero- and few-shot priming: options scored by the model's likelihood (paper; `prompting.few_shot`)."
     from arlm_nb.prompting.few_shot import evaluate_suite
     found = evaluate_suite({lm.name: lm}, priming_tasks(world, languages), shots, n)
     return found.groupby(["model", "k"], sort=False)[["accuracy", "chance"]].mean().reset_index()
