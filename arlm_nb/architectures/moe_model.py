@@ -103,7 +103,7 @@ MoETransformer.objective = staticmethod(moe_objective)
 
 # %% ../../nbs/architectures/23_moe_model.ipynb #c008
 def save_moe(lm: SinusoidTransformer, folder: str | Path, note: dict | None = None) -> Path:
-    "A checkpoint of `MoETransformer` or its dense twin; the sinusoid is not stored twice."
+    "A checkpoint of `MoETransformer` or of its dense twin; the note says which."
     from arlm_nb.core.checkpoints import save_checkpoint
     kind = "MoETransformer" if isinstance(lm, MoETransformer) else "dense_twin"
     return save_checkpoint(lm, folder, {"model": kind} | (note or {}))
