@@ -25,12 +25,13 @@ class Hyperschedule:
         self.rule = levels if callable(levels) else None
         self.table = None if callable(levels) else torch.as_tensor(levels)
         self.tau = int(self.table.max()) if tau is None else tau
-        self.width, self.name = width, name
+        self.width, self.name, self._made = width, name, {}
         if self.table is not None: _check(self.table, self.tau)
 
     def levels(self, length: int | None = None) -> Tensor:  # int64 [n + 1, T]
         "The whole table."
-        if self.rule is not None: return _check(self.rule(length), self.tau)
+        if self.rule is not None and length not in self._made: self._made[length] = _check(self.rule(length), self.tau)
+        if self.rule is not None: return self._made[length]
         if length not in (None, self.table.shape[1]): raise ValueError(f"this table is for {self.table.shape[1]} positions, got {length}")
         return self.table
 
