@@ -81,9 +81,8 @@ def plan_of(
     levels = schedule.levels(length)
     active = torch.stack([schedule.regions(k, length).active for k in range(len(levels) - 1)])
     times, settles = level_times(levels, schedule.tau, eps), (levels[1:] == 0) & (levels[:-1] > 0)
-    before = lambda rows, value: torch.full((rows, start), value)
-    n = len(active)
-    return Plan(*(torch.cat([before(len(v), fill), v], 1) for v, fill in ((times, eps), (active, False), (settles, False))))
+    fills = (times, eps), (active, False), (settles, False)
+    return Plan(*(torch.cat([torch.full_like(v[:, :1], fill).expand(-1, start), v], 1) for v, fill in fills))
 
 # %% ../../nbs/diffusion/25_hyper_decode.ipynb #c008
 class HyperReader:

@@ -39,11 +39,11 @@ def chain_texts(n: int, seed: int = 0) -> Tensor:  # [n, LENGTH]
 def chain_oracle(error: float = 0.0) -> OracleDenoiser: return OracleDenoiser(chain_source(), error=error)
 
 # %% ../../nbs/diffusion/24_hyper_models.ipynb #c004
-KINDS = {  # how each model goes on: kind of noise, amount
-    "mdlm": ("epsilon", 0.0),
-    "eps01": ("epsilon", 0.01),
-    "eps10": ("epsilon", 0.1),
-    "gamma02": ("gamma", 0.02),
+KINDS = {  # how each model goes on: kind of noise, amount, lambda (the optimum is the same for all; a larger one gets there sooner)
+    "mdlm": ("epsilon", 0.0, 1.0),
+    "eps01": ("epsilon", 0.01, 10.0),
+    "eps10": ("epsilon", 0.1, 10.0),
+    "gamma02": ("gamma", 0.02, 1.0),
 }
 TABLES = [autoregressive(), block(4, 5), block(16, 17), slide(8, 8), flat(33)]  # what the shifted model is trained on, by turns
 STEPS = dict.fromkeys(KINDS, 500) | {"tables": 800}
@@ -86,7 +86,7 @@ def train_chain(name: str, steps: int | None = None, **options):  # Fit
     from arlm_nb.core.training import fit
     source, size = chain_source(), 16 if name == "tables" else 32  # a text of the shifted model fills more than twice the rows
     def data(step, rng): return source.sample(size, LENGTH, rng)
-    usual = dict(lr=4e-3 if name == "tables" else 2e-3, warmup=30, weight_decay=0.0, log_every=25, progress=False)
+    usual = dict(lr=2e-3 if name in ("mdlm", "gamma02") else 4e-3, warmup=30, weight_decay=0.0, log_every=25, progress=False)
     return fit(begin(name), data, chain_objective(name), steps=steps or STEPS[name], **(usual | options))
 
 def make_chain(name: str):
