@@ -7,7 +7,6 @@ from tests.models import VOCAB, hflm
 
 from arlm_nb.core.generation import decoders, get_decoder, greedy
 from arlm_nb.diffusion import hyperschedules as H
-from arlm_nb.diffusion.denoiser import MaskedLM
 from arlm_nb.diffusion.hyper_loss import shift_groups
 from arlm_nb.diffusion.hyper_tables import groups, level_times
 from arlm_nb.diffusion.processes import Hybrid
