@@ -97,27 +97,3 @@ BAD = [
 @pytest.mark.parametrize("call, why", BAD)
 def test_bad_input(call, why):
     with pytest.raises(ValueError, match=why): call()
-
-
-def test_a_cache_that_is_not_final_shows():
-    "A full context kept in a cache by force gives other logits: what is refused is refused with reason."
-    torch.manual_seed(0)
-    lm = H.load_chain("tables")
-    x = torch.full((4, 33), lm.mask_id)
-    x[:, 0] = 13
-    def run(context, use, force=False):
-        reader, seen = H.HyperReader("causal" if force else context, "full", 8, 1, use), []
-        if force:
-            reader.how["context"], reader.kept = context, lambda group, settled: group
-        first = reader.logits
-        def logits(*given, **more):
-            out = first(*given, **more)
-            seen.append(out[0][:, more["active"].any(0)])
-            return out
-        reader.logits = logits
-        H.hyper_denoise(lm, x, H.block(8, 5), H.Ancestral(), rng=rng(1), reader=reader)
-        return torch.cat([v.softmax(-1).flatten() for v in seen[:12]])
-    assert (run("causal", True) - run("causal", False)).abs().max() < 1e-4
-    assert (run("full", True, force=True)[:4 * 8] - run("full", False)[:4 * 8]).abs().max() < 1e-4
-    wrong = run("full", True, force=True), run("full", False)
-    assert wrong[0].shape != wrong[1].shape or (wrong[0] - wrong[1]).abs().max() > 1e-3
