@@ -2,15 +2,13 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'WORDS', 'caption', 'captions_of', 'describe_format', 'scripts', 'video_offset', 'video_tokenizer',
-           'Packed', 'guide', 'text_video_ids', 'StateProbe', 'VideoBatch', 'contact_sheet', 'moving_sprites',
-           'CausalVideoVQ', 'VideoStream', 'VideoReport', 'boundary_jump', 'caption_accuracy', 'fitted_motion',
-           'frechet_video_distance', 'persistence', 'psnr', 'state_accuracy', 'video_metrics', 'filmstrip',
-           'video_player', 'VectorQuantizer']
+           'Packed', 'guide', 'text_video_ids', 'VideoBatch', 'contact_sheet', 'moving_sprites', 'CausalVideoVQ',
+           'VideoStream', 'VideoReport', 'boundary_jump', 'caption_accuracy', 'fitted_motion', 'frechet_video_distance',
+           'persistence', 'psnr', 'state_accuracy', 'video_metrics', 'filmstrip', 'video_player', 'VectorQuantizer']
 
 # %% ../../nbs/video/00_common.ipynb #c002
 from .captions import ATTRIBUTES, WORDS, caption, captions_of, describe_format, scripts, video_offset, video_tokenizer
 from .packing import Packed, guide, text_video_ids
-from .probe import StateProbe
 from .sprites import VideoBatch, contact_sheet, moving_sprites
 from .tokenizer3d import CausalVideoVQ, VideoStream
 from .video_metrics import (VideoReport, boundary_jump, caption_accuracy, fitted_motion, frechet_video_distance, persistence, psnr, state_accuracy,
@@ -18,6 +16,6 @@ from .video_metrics import (VideoReport, boundary_jump, caption_accuracy, fitted
 from .video_view import filmstrip, video_player
 from .vq import VectorQuantizer
 
-_all_ = ["ATTRIBUTES", "WORDS", "caption", "captions_of", "describe_format", "scripts", "video_offset", "video_tokenizer", "Packed", "guide", "text_video_ids", "StateProbe",
+_all_ = ["ATTRIBUTES", "WORDS", "caption", "captions_of", "describe_format", "scripts", "video_offset", "video_tokenizer", "Packed", "guide", "text_video_ids", 
          "VideoBatch", "contact_sheet", "moving_sprites", "CausalVideoVQ", "VideoStream", "VideoReport", "boundary_jump", "caption_accuracy", "fitted_motion",
          "frechet_video_distance", "persistence", "psnr", "state_accuracy", "video_metrics", "filmstrip", "video_player", "VectorQuantizer"]

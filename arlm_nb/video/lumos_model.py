@@ -36,7 +36,14 @@ def lumos_backbone(scheme: str = "mm", *, codes: int = 256, d_model: int = 64, n
     many = scheme != "1d"
     config = TransformerConfig(tokenizer.vocab_size, d_model, n_layers, n_heads, 512, d_ffn=2 * d_model, positions="rotary", rotary_base=base, norm="rmsnorm", ffn="swiglu", bias=False,
                                position_axes=3 if many else 1, rotary_axes=scheme_pairs(scheme, d) if many else None)
-    return Transformer(config, tokenizer, mixer=QKNormAttention, name=f"lumos-{scheme}")
+    return _widen(Transformer(config, tokenizer, mixer=QKNormAttention, name=f"lumos-{scheme}"))
+
+@torch.no_grad()
+def _widen(lm: Transformer) -> Transformer:
+    "Weights of size 1/sqrt(fan in): with GPT-2's 0.02, meant for wide models, so narrow a one needs thousands of steps to find that it can copy."
+    for name, w in lm.named_parameters():
+        if w.dim() > 1: w.normal_(std=w.shape[1] ** -0.5)
+    return lm
 
 # %% ../../nbs/video/22_lumos_model.ipynb #c005
 class AxialRotary(nn.Module):

@@ -22,7 +22,7 @@ __all__ = ['REFERENCE', 'STEPS', 'BATCH', 'POOL', 'prompt_of', 'pack_clips', 'te
 
 # %% ../../nbs/video/25_lumos_train.ipynb #c003
 REFERENCE = {"tube": ("mm", "tube"), "random": ("mm", "random"), "naive3d": ("naive3d", "random"), "1d": ("1d", "random")}  # scheme, mask in training
-STEPS, BATCH, POOL = 700, 16, 2048
+STEPS, BATCH, POOL = 300, 8, 1536
 
 def prompt_of(caption: str, size: int = 16, frames: int = 17) -> str:
     "Resolution and duration in words, then what is to be seen."
@@ -41,7 +41,7 @@ def textured(n: int, seed: int) -> tuple[VideoBatch, Packed]:
     return clips, pack_clips(clips, load_vq())
 
 # %% ../../nbs/video/25_lumos_train.ipynb #c004
-def train_lumos(name: str, *, steps: int = STEPS, batch: int = BATCH, pool: int = POOL, seed: int = 0, lr: float = 6e-3, **options):  # Fit
+def train_lumos(name: str, *, steps: int = STEPS, batch: int = BATCH, pool: int = POOL, seed: int = 0, lr: float = 5e-3, **options):  # Fit
     "Train one of REFERENCE from nothing."
     from arlm_nb.core.paths import unknown
     from arlm_nb.core.training import fit

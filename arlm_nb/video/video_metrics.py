@@ -39,7 +39,7 @@ def frechet(a: Tensor, b: Tensor) -> float:  # features [n, d]
     return float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * root)
 
 def frechet_video_distance(probe, a: Tensor, b: Tensor) -> float:
-    "Frechet distance of probe features pooled over time (mean, and mean absolute change); not the FVD of the literature."
+    "Frechet distance of features `probe.features(video) -> [B, T, d]` pooled over time (mean, and mean absolute change); not the FVD of the literature."
     def pooled(v): f = probe.features(v); return torch.cat([f.mean(1), f.diff(dim=1).abs().mean(1)], -1)
     return frechet(pooled(a), pooled(b))
 
@@ -95,16 +95,15 @@ class VideoReport:
         from arlm_nb.core.plotting import lines
         return lines({"frame": np.arange(len(self.curve)), "persistence": self.curve}, "frame", "persistence", x_title="frame", y_title="same object as in frame 0", height=280)
 
-def video_metrics(generated: Tensor, reference=None, captions: list[str] | None = None, *, probe=None, chunk: int = 4) -> VideoReport:
-    "All metrics that the arguments allow; reference: VideoBatch (its state and pixels are the truth) or a tensor of real videos."
+def video_metrics(generated: Tensor, reference=None, captions: list[str] | None = None, *, probe, chunk: int = 4) -> VideoReport:
+    """All metrics that the arguments allow; reference: VideoBatch (its state and pixels are the truth) or a tensor of real videos.
+    probe: reads the state, `probe.read(video) -> DataFrame` (video, frame, object, shape, colour, x, y) and, for the Frechet distance, `probe.features(video) -> [B, T, d]`."""
     import pandas as pd
-    from arlm_nb.video.probe import load_probe
-    probe = probe or load_probe()
     read, out = probe.read(generated), {}
     real = getattr(reference, "video", reference)
     if real is not None and real.shape == generated.shape: out["psnr"] = psnr(generated, real)
     if hasattr(reference, "state"): out |= state_accuracy(read, reference.state)
     if captions is not None: out |= {f"caption {k}": np.nanmean(v) for k, v in caption_accuracy(read, captions).items()}
-    if real is not None: out["frechet"] = frechet_video_distance(probe, generated, real)
+    if real is not None and hasattr(probe, "features"): out["frechet"] = frechet_video_distance(probe, generated, real)
     if generated.shape[1] > chunk + 1: out["boundary_jump"] = boundary_jump(generated, chunk)
     return VideoReport(pd.DataFrame({"metric": list(out), "value": [float(v) for v in out.values()]}), persistence(read))
