@@ -17,7 +17,7 @@ from .fast_step import fast_step, gather
 from .hooks import Sites, install
 from .lm import LM, LMOutput, check_ids, resolve_mask
 from .masks import as_additive, causal
-from .mixers import Rotary, SoftmaxAttention, alibi_bias, alibi_slopes
+from .mixers import Linear, Rotary, SoftmaxAttention, alibi_bias, alibi_slopes
 
 # %% ../../nbs/core/15_transformer.ipynb #c004
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int = 0, sites: Sites | None = None):
         super().__init__()
         self.gated, self.act, self.sites = config.ffn == "swiglu", self.acts[config.ffn], sites or Sites()
-        self.up = nn.Linear(config.d_model, config.d_ffn * (2 if self.gated else 1), bias=config.bias)  # swiglu: gate, then up
-        self.down = nn.Linear(config.d_ffn, config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ffn * (2 if self.gated else 1), bias=config.bias)  # swiglu: gate, then up
+        self.down = Linear(config.d_ffn, config.d_model, bias=config.bias)
         self.pre, self.post = f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_post"
 
     def forward(self, x: Tensor) -> Tensor:

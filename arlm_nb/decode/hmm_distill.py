@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.generation import Cost, Rows
 from .hmm import HMM
+from ..core.checkpoints import makes
 
 # %% ../../nbs/decode/24_hmm_distill.ipynb #c004
 @torch.inference_mode()
@@ -135,5 +136,7 @@ def fit_reference(name: str, model: str, stop: int, *, n_states: int, length: in
     return hmm
 
 
+@makes("decode/docs-hmm", after=("docs-1m",))
 def fit_docs_hmm() -> HMM: return fit_reference("decode/docs-hmm", "docs-1m", 0, n_states=64, length=24, epochs=20)
+@makes("decode/topics-hmm", after=("decode/topics",))
 def fit_topics_hmm() -> HMM: return fit_reference("decode/topics-hmm", "decode/topics", 91, n_states=128, length=16, epochs=20)

@@ -20,6 +20,7 @@ VERBS, ADJECTIVES, NOUNS = (
     ("day", "town", "house", "road"),
 )
 END = "."
+from ..core.checkpoints import makes
 
 # %% ../../nbs/decode/15_topics.ipynb #c004
 @lru_cache(None)
@@ -82,6 +83,7 @@ def topic_measure(lm) -> dict:
     return {"parse": sum(parses(g.text) for g in found) / 200, "test_loss": round(loss, 4)}
 
 
+@makes("decode/topics")
 def topics_recipe():
     "How `make checkpoints` trains it (a quarter of a minute)."
     from arlm_nb.train_checkpoints import Recipe

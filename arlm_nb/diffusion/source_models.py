@@ -15,6 +15,7 @@ from .denoiser import MaskedLM
 from .elbo import masked_diffusion_loss, nelbo
 from .exact import entropy
 from .processes import Absorbing
+from ..core.checkpoints import makes
 
 # %% ../../nbs/diffusion/17_source_models.ipynb #c002a
 SYMBOLS, LENGTH = 12, 32  # V and T; the model's last id, V, is the mask (masked models) or the first token (autoregressive)
@@ -71,8 +72,10 @@ def source_recipe(kind: str, steps: int = 1200):  # Recipe
     return Recipe(f"diffusion/source-{kind}", lambda: (source_config(kind == "ar"), None), data, measure, steps, objective, FIT, about)
 
 # %% ../../nbs/diffusion/17_source_models.ipynb #c004a
+@makes("diffusion/source-ar")
 def source_ar_recipe(): return source_recipe("ar")
 
+@makes("diffusion/source-mdlm")
 def source_mdlm_recipe(): return source_recipe("mdlm")
 
 def load_source(kind: str):  # "ar" -> LM; "mdlm" -> MaskedLM

@@ -33,6 +33,7 @@ class ShallowDeep:
 def read_exit(lm, stream: Tensor) -> Tensor:  # residual stream [..., d] -> logits [..., V]
     "The shared final norm and head."
     return lm.unembed(lm.final_norm(stream))
+from ..core.checkpoints import makes
 
 # %% ../../nbs/efficiency/10_exit_train.ipynb #c004
 def level(stream: Tensor) -> Tensor:
@@ -116,8 +117,11 @@ def train_twin(name: str, steps: int = TUNE_STEPS, seed: int = 0):  # path of th
     folder = save_checkpoint(lm, writable_path("checkpoints", "efficiency", name), note)
     return save_checkpoint(load_checkpoint(folder), folder, note | {"measured": measure_exits(load_checkpoint(folder))})
 
+@makes("efficiency/code-free", after=("code-large",))
 def train_code_free(): return train_twin("code-free")
+@makes("efficiency/code-calm", after=("code-large",))
 def train_code_calm(): return train_twin("code-calm")
+@makes("efficiency/code-plain", after=("code-large",))
 def train_code_plain(): return train_twin("code-plain")
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ NAMES, ZIPF_SHIFT = 400, 10  # names; p(rank r) is proportional to 1 / (r + ZIPF
 RELATIONS = ("home", "craft", "animal", "drink", "friend")
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 VALUES = {r: ([f"{r}{i}" for i in range(8)], [f"{r}{c}" for c in "abcdefgh"]) for r in RELATIONS}  # an answer is one word of each list
+from ..core.checkpoints import makes
 
 # %% ../../nbs/interp/33_fact_world.ipynb #c003
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def fact_config():
     return TransformerConfig(V, 64, 4, 4, context_length=64, positions="rotary", norm="rmsnorm", ffn="swiglu", d_ffn=172, bias=False)
 
 # %% ../../nbs/interp/33_fact_world.ipynb #c016
+@makes("interp/fact-world")
 def train_fact_world(steps: int = 800, seed: int = 0, progress: bool = True):  # (model, folder)
     "Train and save `interp/fact-world` with its snapshots."
     from arlm_nb.core.checkpoints import save_checkpoint, write_tensors

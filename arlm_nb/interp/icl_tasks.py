@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from ..core.checkpoints import makes
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c004
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ def _maps_recipe(name: str, families: tuple, steps: int, about: str, **sizes):
     )
 
 # %% ../../nbs/interp/11_icl_tasks.ipynb #c020
+@makes("icl-tasks")
 def icl_tasks_recipe():
     "`icl-tasks`: 3 layers, 0.15M parameters."
     about = "In-context learner of abstract word maps: eight maps and a two-attribute family, five demonstrations"

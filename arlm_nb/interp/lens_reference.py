@@ -12,6 +12,7 @@ import torch
 from .lens import TunedLens
 from .lens_fit import fit_lens
 from .lens_reports import evaluate_lens
+from ..core.checkpoints import makes
 
 # %% ../../nbs/interp/20_lens_reference.ipynb #c003
 def reference_lens(lm) -> TunedLens | None:
@@ -23,6 +24,7 @@ def reference_lens(lm) -> TunedLens | None:
     except ValueError: return None  # a model of the same name with other weights
 
 # %% ../../nbs/interp/20_lens_reference.ipynb #c004
+@makes("docs-1m-lens", after=("docs-1m",))
 def fit_reference_lens(name: str = "docs-1m",  # a checkpoint whose tokenizer fits the `docs` corpus
                        *, steps: int = 150, tokens_per_step: int = 2048, length: int = 128, seed: int = 0,
                        folder: str | Path | None = None,  # default: data/checkpoints/<name>-lens
@@ -41,6 +43,7 @@ def fit_reference_lens(name: str = "docs-1m",  # a checkpoint whose tokenizer fi
     note |= {"test_kl_by_layer": report.kl.mean((1, 2)).round(4).tolist()}
     return lens.save(folder or writable_path("checkpoints", f"{name}-lens"), note, torch.float16)
 
+@makes("docs-10m-lens", after=("docs-10m",))
 def fit_large_lens() -> Path:
     "The lens of docs-10m; its model costs eight times as much a token, so it is fitted on half as many."
     return fit_reference_lens("docs-10m", steps=75)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..core.training import Loss
 from .xlnet_data import VOCAB, both_directions, copies, random_order, sentences, span_targets
 from .xlnet_model import XLNet
+from ..core.checkpoints import makes
 
 # %% ../../nbs/objectives/12_xlnet_train.ipynb #c003
 def permutation(
@@ -105,6 +106,7 @@ def train_one(name: str, steps: int = STEPS, seed: int = 0, progress: bool = Fal
 
 REFERENCE = {"xlnet": STEPS, "bert": STEPS, "identity": STEPS, "leak": 200, "memory": 250, "no memory": 250}
 
+@makes("objectives/xlnet")
 def train_reference():
     "Make the checkpoint `objectives/xlnet`: every reference model and its loss curve."
     import json

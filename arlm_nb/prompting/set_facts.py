@@ -17,6 +17,7 @@ from .set_prompt import SetPrompt
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 KINDS = [f"k{i}" for i in range(12)]
 FIRST = 0.6  # share of training prompts with the right option first
+from ..core.checkpoints import makes
 
 # %% ../../nbs/prompting/12_set_facts.ipynb #c003
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def finetune_on_sets(
     return model.eval()
 
 # %% ../../nbs/prompting/12_set_facts.ipynb #c010
+@makes("prompting/set-facts")
 def set_facts_recipe():
     "`prompting/set-facts`: 2 layers, 0.1M parameters, sequential prompts only."
     from arlm_nb.core.transformer import TransformerConfig

@@ -17,6 +17,7 @@ LETTERS = tuple("abcdefghijklmnop")
 NOUNS = tuple(f"{kind}{i}" for kind in "wxyz" for i in range(6))  # four kinds of six
 LABELS = tuple(f"L{i}" for i in range(8))
 NUMBERS = tuple(str(i) for i in range(24))
+from ..core.checkpoints import makes
 
 # %% ../../nbs/prompting/16_shot_mix.ipynb #c004
 def _map(rng: random.Random) -> Callable:
@@ -115,8 +116,11 @@ def _recipe(size: str, steps: int = 6000):
                   about=f"In-context learner of six symbolic families, {SIZES[size]['n_layers']} layer(s)")
 
 
+@makes("prompting/few-shot-small")
 def small_recipe(): return _recipe("small")
+@makes("prompting/few-shot-mid")
 def mid_recipe(): return _recipe("mid")
+@makes("prompting/few-shot-large")
 def large_recipe(): return _recipe("large")
 
 

@@ -17,6 +17,7 @@ from .ngram_decode import NgramHits, decode_ngrams
 from .ngram_scores import RankTable, score_documents
 from .retrieval_baselines import DenseIndex, DualEncoder, bm25, fit_dual_encoder, generate_titles, title_trie
 from .seal_kb import KnowledgeBase, kb_tokenizer, knowledge_base, prompts, question
+from ..core.checkpoints import makes
 
 # %% ../../nbs/retrieval/15_seal_experiments.ipynb #c003
 @dataclass
@@ -96,6 +97,7 @@ def dual_data(kb: KnowledgeBase, size: int = 64) -> Callable:  # (step, rng) -> 
     return data
 
 
+@makes("retrieval/seal-dual")
 def train_kb_dual_encoder(steps: int = 200, seed: int = 0):
     "Make the checkpoint `retrieval/seal-dual`: trained on what the generator is trained on."
     import json

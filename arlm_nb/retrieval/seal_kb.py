@@ -36,6 +36,7 @@ TOLD = {
 ASKED = {"work": "employed", "home": "residing", "pet": "owner", "meal": "diet", "thing": "having", "mood": "character"}
 FILLER = ("people say so .", "that was long ago .", "it rained a lot in those days .", "all of this is well known .", "nobody knows more .")
 MARKS = ("<query>", "<span>", "<body>", "<title>", "@")
+from ..core.checkpoints import makes
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c004
 @lru_cache(None)
@@ -183,6 +184,7 @@ def smoothed(model, batch: dict, rng=None):
     return Loss((nll * w).sum() / w.sum())
 
 # %% ../../nbs/retrieval/14_seal_kb.ipynb #c012
+@makes("retrieval/seal-kb")
 def seal_recipe():
     "`retrieval/seal-kb`: 3 layers, 0.3M parameters."
     from arlm_nb.core.transformer import TransformerConfig

@@ -14,6 +14,7 @@ from ..core.draft_tree import Follower
 from ..core.generation import Cost
 from ..core.training import Loss, fit
 from ..core.transformer import Transformer, TransformerConfig
+from ..core.checkpoints import makes
 
 # %% ../../nbs/speculative/11_feature_drafter.ipynb #c004
 class FeatureDrafter(nn.Module):
@@ -111,6 +112,7 @@ class FeatureSession:
         self.true = torch.cat([self.true, hidden])
 
 # %% ../../nbs/speculative/11_feature_drafter.ipynb #c010
+@makes("speculative/feature-drafter", after=("code-large",))
 def fit_feature_drafter(steps: int = 400, seed: int = 0, progress: bool = False) -> FeatureDrafter:
     "Train the drafter of `code-large` and write the checkpoint `speculative/feature-drafter` (about half a minute)."
     from arlm_nb.core.checkpoints import write_tensors

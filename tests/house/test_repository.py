@@ -122,3 +122,11 @@ def test_readme_is_in_step():
     "README.md is what `make readme` writes."
     done = subprocess.run([sys.executable, "tools/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+@pytest.mark.house
+def test_checkpoints_can_be_made():
+    "What is shipped can be made again with `make checkpoints`, and whoever needs it first is known."
+    from arlm_nb.core.checkpoints import checkpoint_names, in_order, makers
+    assert not set(checkpoint_names()) - set(makers.keys())
+    assert sorted(in_order(makers.keys())) == makers.keys()
