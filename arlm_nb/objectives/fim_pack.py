@@ -6,6 +6,7 @@ __all__ = ['check_rates', 'draw_order', 'fim', 'check_context', 'fim_documents',
 # %% ../../nbs/objectives/22_fim_pack.ipynb #c002
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,14 +90,16 @@ def fim_rows(
     plan = _plan(ids.tolist(), tok, s, rng, rate, psm_share, span)
     splits = [p[3] for row in plan for p in row if p[2]]
     parts = iter(encode_texts(tok, [t for x in splits for t in (x.prefix, x.middle, x.suffix)]))
-    out, kinds = torch.full((len(ids), context), s.eot), torch.full((len(ids), context), -1)
+    both = np.full((2, len(ids), context), s.eot)
+    both[1] = -1
     for r, row in enumerate(plan):
-        new: list[tuple[int, int]] = []
+        new: tuple[list, list] = ([], [])
         for piece, closed, order, _ in row:
-            if order: new += zip(*lay_out(order, dict(zip(("prefix", "middle", "suffix"), (next(parts) for _ in range(3)))), s))
-            else: new += [(i, 0) for i in piece] + [(s.eot, E)] * closed
-        if kept := new[:context]: out[r, :len(kept)], kinds[r, :len(kept)] = torch.tensor(kept).T
-    return out, kinds
+            found = lay_out(order, dict(zip(("prefix", "middle", "suffix"), (next(parts) for _ in range(3)))), s) if order else (
+                piece + [s.eot] * closed, [0] * len(piece) + [E] * closed)
+            for side, more in zip(new, found): side.extend(more)
+        both[:, r, :len(new[0])] = np.array(new, dtype=np.int64)[:, :context]
+    return torch.from_numpy(both[0]), torch.from_numpy(both[1])
 
 def fim_context(
     ids: Tensor,  # one packed row [T]

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ROWS', 'CONTEXT', 'REFERENCE', 'transformed', 'fill_in_middle', 'middle_ids', 'middle_loss', 'l2r_loss',
-           'training_rows', 'held_out', 'watch', 'train_reference', 'save_reference']
+           'training_rows', 'held_out', 'watch', 'train_reference', 'save_reference', 'make_fim_0', 'make_fim_50',
+           'make_fim_90', 'make_fim_middle_only', 'make_fim_token_cuts', 'make_fim_finetuned']
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c002
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.checkpoints import makes
 from ..core.training import Loss
 from .fim_pack import fim_documents, fim_rows
 from .fim_tokens import add_sentinels, encode_texts, sentinels
@@ -72,7 +74,7 @@ def l2r_loss(lm, tiles: Tensor, batch: int = 64) -> Tensor:  # [n] nats per toke
     return torch.cat(nll)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c009
-STEPS, ROWS, CONTEXT = 2000, 16, 128
+STEPS, ROWS, CONTEXT = 1500, 16, 128
 REFERENCE: dict[str, dict] = {
     "fim-0": dict(rate=0.0),
     "fim-50": dict(rate=0.5),
@@ -89,21 +91,16 @@ def training_rows(tok, seed: int = 0) -> Callable:  # data(step, rng) -> [ROWS, 
     halves = [windows(pack(tok, texts), CONTEXT, ROWS // 2) for texts in (code().train, [p.text for p in programs(24_000, 1000 + seed)])]
     return lambda step, rng: torch.cat([half(step, rng) for half in halves])
 
-def held_out(tok, windows: int = 64) -> dict[str, Tensor]:  # name -> [n, CONTEXT + 1]
-    "Windows of files and of programs that no model was trained on."
+def held_out(tok, windows: int = 256) -> Tensor:  # [windows, CONTEXT + 1]
+    "Windows of source files of modules that no model was trained on."
     from arlm_nb.core.datasets import code, pack, tiles
-    from arlm_nb.objectives.fim_programs import programs
-    seen = {p.text for p in programs(24_000, 1000)}
-    fresh = [p.text for p in programs(windows * 5, 7) if p.text not in seen]
-    return {
-        "sources": tiles(pack(tok, code(max_bytes=4_000_000).test), CONTEXT, windows), "programs": tiles(pack(tok, fresh), CONTEXT, windows)
-    }
+    return tiles(pack(tok, code(max_bytes=1_000_000).test), CONTEXT, windows)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c010
 def watch(tok) -> Callable:  # model -> numbers
     "What is measured while a model is trained: left-to-right loss on sources, loss on the middle of tables."
     from arlm_nb.objectives.fim_programs import tasks
-    sources, splits = held_out(tok, 32)["sources"], [s for _, s in tasks("table", 64, 50)]
+    sources, splits = held_out(tok, 32), [s for _, s in tasks("table", 64, 50)]
     tokens = sum(len(x) for x in encode_texts(tok, [s.middle for s in splits]))
     return lambda model: {
         "l2r_sources": float(l2r_loss(model, sources).mean()), "middle_given_both": float(middle_loss(model, splits).sum()) / tokens
@@ -141,3 +138,16 @@ def save_reference(name: str):
     note |= {"command": f"python -m arlm_nb.train_checkpoints objectives/{name}", "seconds": run.rows[-1]["seconds"]}
     run.model.name = f"objectives/{name}"
     save_checkpoint(run.model.eval(), writable_path("checkpoints", "objectives", name), note)
+
+@makes("objectives/fim-0", after=("code-small",))
+def make_fim_0(): save_reference("fim-0")
+@makes("objectives/fim-50", after=("code-small",))
+def make_fim_50(): save_reference("fim-50")
+@makes("objectives/fim-90", after=("code-small",))
+def make_fim_90(): save_reference("fim-90")
+@makes("objectives/fim-middle-only", after=("code-small",))
+def make_fim_middle_only(): save_reference("fim-middle-only")
+@makes("objectives/fim-token-cuts", after=("code-small",))
+def make_fim_token_cuts(): save_reference("fim-token-cuts")
+@makes("objectives/fim-finetuned", after=("objectives/fim-0",))
+def make_fim_finetuned(): save_reference("fim-finetuned")
