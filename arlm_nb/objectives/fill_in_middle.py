@@ -21,9 +21,39 @@ from .fim_transform import ORDERS, Split, psm, split_document, spm, unfim
 from .fim_view import Editor, strip_controls, strip_figure
 
 _all_ = [
-    "Split", "split_document", "psm", "spm", "unfim", "fim", "fim_context", "fim_documents", "fim_rows", "fill_in_middle", "infill", "Infill",
-    "infill_prompt", "infill_benchmark", "Infilling", "Typing", "Sentinels", "sentinels", "add_sentinels", "with_sentinels", "SPELLINGS", "ORDERS",
-    "middle_loss", "l2r_loss", "held_out", "train_reference", "REFERENCE", "programs", "tasks", "tests", "hole", "Editor", "strip_controls",
+    "Split",
+    "split_document",
+    "psm",
+    "spm",
+    "unfim",
+    "fim",
+    "fim_context",
+    "fim_documents",
+    "fim_rows",
+    "fill_in_middle",
+    "infill",
+    "Infill",
+    "infill_prompt",
+    "infill_benchmark",
+    "Infilling",
+    "Typing",
+    "Sentinels",
+    "sentinels",
+    "add_sentinels",
+    "with_sentinels",
+    "SPELLINGS",
+    "ORDERS",
+    "middle_loss",
+    "l2r_loss",
+    "held_out",
+    "train_reference",
+    "REFERENCE",
+    "programs",
+    "tasks",
+    "tests",
+    "hole",
+    "Editor",
+    "strip_controls",
     "strip_figure",
 ]
 
@@ -39,6 +69,7 @@ def l2r_ratios(names=tuple(REFERENCE), seed: int = 0) -> dict:  # name -> Interv
     found = {n: bootstrap(np.stack([v, losses["fim-0"]], -1), ratio, seed=seed) for n, v in losses.items() if n != "fim-0"}
     return found | {"nats": {n: float(v.mean()) for n, v in losses.items()}}
 
+# %% ../../nbs/objectives/02_fill_in_middle.ipynb #c017
 def table_study(n: int = 150, seed: int = 0) -> Infilling:
     "Holes in tables, which the suffix decides: every way to fill them."
     from arlm_nb.core.checkpoints import load_lm
@@ -51,7 +82,7 @@ def table_study(n: int = 150, seed: int = 0) -> Infilling:
         out = one if out is None else out + one
     return out
 
-# %% ../../nbs/objectives/02_fill_in_middle.ipynb #c017
+# %% ../../nbs/objectives/02_fill_in_middle.ipynb #c018
 @claim(
     "fill_in_middle",
     paper="models of 50M to 6.9B parameters trained with 50% FIM reach the same left-to-right test loss as without, at every scale; 90% too",
@@ -68,11 +99,35 @@ def fill_in_middle_claim(seed: int = 0, ratios=None, tables=None) -> list[Measur
     said = ", ".join(f"{n} {v:.3f}" for n, v in nats.items())
     others = ", ".join(f"{n} {i.value:.2f}" for n, i in exact.items())
     return [
-        Measured(half.value, 1.0, unit, half.value <= 1.05, only.value, half, f"nats per token on unseen files: {said}; ablation: loss on the middle only", "rate 0.5"),
+        Measured(
+            half.value,
+            1.0,
+            unit,
+            half.value <= 1.05,
+            only.value,
+            half,
+            f"nats per token on unseen files: {said}; ablation: loss on the middle only",
+            "rate 0.5",
+        ),
         Measured(most.value, 1.0, unit, most.value <= 1.10, None, most, "", "rate 0.9"),
         Measured(
-            ours.value, baseline, "exact match", ours.value - baseline >= 0.6, exact["fim-50, prefix"].value, ours,
-            f"holes in tables; ablation: the same model given the prefix only; all: {others}", "middle that the suffix decides",
+            ours.value,
+            baseline,
+            "exact match",
+            ours.value - baseline >= 0.6,
+            exact["fim-50, prefix"].value,
+            ours,
+            f"holes in tables; ablation: the same model given the prefix only; all: {others}",
+            "middle that the suffix decides",
         ),
-        Measured(only.value, half.value, unit, only.low > half.value, None, only, "ours is the ablated model, baseline is rate 0.5", "loss on the middle only is worse"),
+        Measured(
+            only.value,
+            half.value,
+            unit,
+            only.low > half.value,
+            None,
+            only,
+            "ours is the ablated model, baseline is rate 0.5",
+            "loss on the middle only is worse",
+        ),
     ]

@@ -25,9 +25,13 @@ def left_to_right(lm, splits: Sequence[Split], mode: str, max_new_tokens: int) -
     eot = sentinels(lm.tokenizer).eot
     texts = [s.prefix if mode == "prefix" else s.suffix + s.prefix for s in splits]
     def choose(logits, live): return logits.argmax(-1)
-    runs = decode_loop(lm, [[eot, *ids] for ids in encode_texts(lm.tokenizer, texts)], choose, max_new_tokens=max_new_tokens, name=mode, stop=eot)
+
+    runs = decode_loop(
+        lm, [[eot, *ids] for ids in encode_texts(lm.tokenizer, texts)], choose, max_new_tokens=max_new_tokens, name=mode, stop=eot
+    )
     return [g.text[:len(s.middle)] for g, s in zip(runs, splits)]
 
+# %% ../../nbs/objectives/27_fim_benchmark.ipynb #c004
 def fill(lm, splits: Sequence[Split], mode: str, max_new_tokens: int = 64, best_of: int = 1, seed: int = 0) -> list[tuple[str, bool]]:
     "What is written into each hole, and whether it connected."
     if mode not in MODES: raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -35,7 +39,7 @@ def fill(lm, splits: Sequence[Split], mode: str, max_new_tokens: int = 64, best_
     given = dict(suffix=[s.suffix for s in splits], mode=mode, best_of=best_of, seed=seed)
     return [(g.text, g.connected) for g in infill(lm, [s.prefix for s in splits], max_new_tokens=max_new_tokens, **given)]
 
-# %% ../../nbs/objectives/27_fim_benchmark.ipynb #c004
+# %% ../../nbs/objectives/27_fim_benchmark.ipynb #c005
 @dataclass
 class Infilling:
     "Results of a benchmark."
@@ -58,7 +62,7 @@ class Infilling:
         import pandas as pd
         return Infilling(pd.concat([self.frame, other.frame], ignore_index=True))
 
-# %% ../../nbs/objectives/27_fim_benchmark.ipynb #c005
+# %% ../../nbs/objectives/27_fim_benchmark.ipynb #c006
 def infill_benchmark(
     lm,
     kind: str = "single-line",  # multi-line, random-span (of functions), table (random span)

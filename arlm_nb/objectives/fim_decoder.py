@@ -27,13 +27,17 @@ class Infill(Generation):
     @property
     def document(self) -> str: return self.prefix + self.text + self.suffix
 
+# %% ../../nbs/objectives/26_fim_decoder.ipynb #c004
 def infill_prompt(prefix, suffix, tok, mode: str = "spm", names=None) -> list[int]:  # text or ids, each
     "The prompt of an order: an example without its middle and its end token."
     s = sentinels(tok, names)
-    parts = {n: encode_texts(tok, [p])[0] if isinstance(p, str) else [int(i) for i in p] for n, p in (("prefix", prefix), ("suffix", suffix))}
+    parts = {
+        n: encode_texts(tok, [p])[0] if isinstance(p, str) else [int(i) for i in p] for n, p in (("prefix", prefix), ("suffix", suffix))
+    }
     for ids in parts.values(): _refuse_sentinels(ids, s)
     return lay_out(mode, parts, s)[0][:-1]
 
+# %% ../../nbs/objectives/26_fim_decoder.ipynb #c005
 def _pairs(prompt, suffix) -> tuple[list[tuple], bool]:
     "(prefix, suffix) of every hole, and whether there is only one."
     plain = lambda p: p.tolist() if isinstance(p, Tensor) else p
@@ -44,7 +48,7 @@ def _pairs(prompt, suffix) -> tuple[list[tuple], bool]:
     if len(suffixes) != len(prompt): raise ValueError(f"{len(prompt)} prefixes need as many suffixes, got {len(suffixes)}")
     return list(zip(prompt, suffixes)), False
 
-# %% ../../nbs/objectives/26_fim_decoder.ipynb #c004
+# %% ../../nbs/objectives/26_fim_decoder.ipynb #c006
 @register_decoder("fill_in_middle")
 def infill(
     lm,
@@ -66,13 +70,20 @@ def infill(
     s, (pairs, single) = sentinels(lm.tokenizer, names), _pairs(prompt, suffix)
     prompts = [infill_prompt(p, q, lm.tokenizer, mode, names) for p, q in pairs for _ in range(best_of)]
     runs = decode_loop(
-        lm, prompts, _choose(s, temperature, seed, len(prompts), lm.device), max_new_tokens=max_new_tokens, name="fill_in_middle", stop=s.eot,
-        callback=callback, candidates=candidates,
+        lm,
+        prompts,
+        _choose(s, temperature, seed, len(prompts), lm.device),
+        max_new_tokens=max_new_tokens,
+        name="fill_in_middle",
+        stop=s.eot,
+        callback=callback,
+        candidates=candidates,
     )
     done = [_finish(lm, g, s, mode, *pairs[i // best_of]) for i, g in enumerate(runs)]
     best = [max(done[i:i + best_of], key=lambda g: (g.connected, sum(g.logprobs) / len(g.logprobs))) for i in range(0, len(done), best_of)]
     return best[0] if single else best
 
+# %% ../../nbs/objectives/26_fim_decoder.ipynb #c007
 def _choose(s: Sentinels, temperature: float, seed: int, rows: int, device) -> Callable:
     "The next token; the three sentinels are never written."
     generators, barred = row_generators(seed, rows, device), torch.tensor([s.pre, s.suf, s.mid], device=device)
@@ -81,6 +92,7 @@ def _choose(s: Sentinels, temperature: float, seed: int, rows: int, device) -> C
         return logits.argmax(-1) if temperature == 0 else draw(warp(logits, temperature=temperature), [generators[i] for i in live])
     return choose
 
+# %% ../../nbs/objectives/26_fim_decoder.ipynb #c008
 def _finish(lm, g: Generation, s: Sentinels, mode: str, prefix, suffix) -> Infill:
     "The text without the end token, and whether that was reached."
     connected = g.ids[-1] == s.eot
@@ -88,7 +100,7 @@ def _finish(lm, g: Generation, s: Sentinels, mode: str, prefix, suffix) -> Infil
     both = [p if isinstance(p, str) else decode_text(lm, p) for p in (prefix, suffix)]
     return Infill(g.ids, text, g.logprobs, g.steps, g.cost, g.prompt_ids, g.decoder, connected, mode, *both)
 
-# %% ../../nbs/objectives/26_fim_decoder.ipynb #c006
+# %% ../../nbs/objectives/26_fim_decoder.ipynb #c010
 class Typing:
     "A hole with a fixed suffix, and a cache that follows what is typed before it (SPM)."
     def __init__(self, lm, suffix: str, names=None):

@@ -25,10 +25,12 @@ def draw_order(rng: torch.Generator, rate: float, psm_share: float) -> str | Non
     u, v = torch.rand(2, generator=rng).tolist()
     return None if u >= rate else "psm" if v < psm_share else "spm"
 
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c004
 def fim(doc: str, tok, rng: torch.Generator, *, rate: float = 0.5, psm_share: float = 0.5, span: str = "char") -> list[int]:
     "One document, transformed with probability `rate`; its end token is the last."
     return _fim(doc, tok, rng, rate, psm_share, span)[0]
 
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c005
 def _fim(doc: str, tok, rng, rate: float, psm_share: float, span: str) -> tuple[list[int], list[int]]:
     "Ids and kinds of one document."
     check_rates(rate, psm_share, span)
@@ -38,11 +40,12 @@ def _fim(doc: str, tok, rng, rate: float, psm_share: float, span: str) -> tuple[
     _refuse_sentinels(ids, s)
     return ids + [s.eot], [0] * len(ids) + [KINDS.index("eot")]
 
-# %% ../../nbs/objectives/22_fim_pack.ipynb #c004
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c006
 def check_context(context: int):
     "Four special tokens and one of text."
     if context < 5: raise ValueError(f"context must be >= 5 (four special tokens and one of text), got {context}")
 
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c007
 def fim_documents(
     docs: Sequence[str], tok, rng: torch.Generator, *, context: int, rate: float = 0.5, psm_share: float = 0.5, span: str = "char"
 ) -> tuple[Tensor, Tensor]:  # ids and kinds [n, context]; the last row is padded (kind -1)
@@ -55,7 +58,7 @@ def fim_documents(
     ids, kinds = ids + [sentinels(tok).eot] * missing, kinds + [-1] * missing
     return torch.tensor(ids).view(-1, context), torch.tensor(kinds).view(-1, context)
 
-# %% ../../nbs/objectives/22_fim_pack.ipynb #c006
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c009
 def _pieces(row: list[int], eot: int) -> list[tuple[list[int], bool]]:
     "The documents of a packed row, and whether each is closed by an end token."
     ends = [i for i, t in enumerate(row) if t == eot]
@@ -63,6 +66,7 @@ def _pieces(row: list[int], eot: int) -> list[tuple[list[int], bool]]:
     out = [(row[a:b], True) for a, b in zip(starts, ends)]
     return out + ([(row[starts[-1]:], False)] if starts[-1] < len(row) else [])
 
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c010
 def _plan(rows: list[list[int]], tok, s: Sentinels, rng, rate: float, psm_share: float, span: str) -> list[list]:
     "For each row its pieces as [ids, closed, order or None, split]."
     plan = []
@@ -76,7 +80,7 @@ def _plan(rows: list[list[int]], tok, s: Sentinels, rng, rate: float, psm_share:
             plan[-1].append([ids, closed, order, split_document(text, rng, span=span, tok=tok) if order else None])
     return plan
 
-# %% ../../nbs/objectives/22_fim_pack.ipynb #c007
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c011
 def fim_rows(
     ids: Tensor,  # packed documents [B, T]
     tok, rng: torch.Generator, *, context: int | None = None,  # None: T
@@ -101,6 +105,7 @@ def fim_rows(
         both[:, r, :len(new[0])] = np.array(new, dtype=np.int64)[:, :context]
     return torch.from_numpy(both[0]), torch.from_numpy(both[1])
 
+# %% ../../nbs/objectives/22_fim_pack.ipynb #c012
 def fim_context(
     ids: Tensor,  # one packed row [T]
     tok, rng: torch.Generator, *, context: int | None = None, rate: float = 0.5, psm_share: float = 0.5, span: str = "char",

@@ -29,14 +29,15 @@ class Program:
     @property
     def text(self) -> str: return self.head + "".join(self.lines) + self.tail
 
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c004
 def table(rng: random.Random) -> Program:
-    "Two to four numbers, and a comment that repeats them."
-    names = rng.sample(LETTERS, rng.randint(2, 4))
+    "Two or three numbers, and a comment that repeats them."
+    names = rng.sample(LETTERS, rng.randint(2, 3))
     values = [rng.randint(100, 999) for _ in names]
     comment = "# " + ", ".join(f"{n} is {v}" for n, v in zip(names, values)) + "\n"
     return Program(tuple(f"{n} = {v}\n" for n, v in zip(names, values)), "", comment)
 
-# %% ../../nbs/objectives/24_fim_programs.ipynb #c004
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c005
 def function(rng: random.Random) -> Program:
     "One to five operations on a number, a string or a list."
     kind = rng.choice(list(OPERATIONS))
@@ -46,6 +47,7 @@ def function(rng: random.Random) -> Program:
     comment = "# " + ", ".join(said.format(**fill) for fill, (_, said) in filled) + "\n"
     return Program(lines, "def f(x):\n", "    return x\n" + comment, kind)
 
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c006
 def tests(program: Program) -> list[str]:  # assertions, one a line; a table has none
     "What the function gives for three arguments: the values come from running it."
     from arlm_nb.objectives.fim_sandbox import run_program
@@ -55,14 +57,16 @@ def tests(program: Program) -> list[str]:  # assertions, one a line; a table has
     draw: dict[str, Callable] = {"number": lambda: rng.randint(1, 40), "string": word, "list": lambda: rng.sample(range(10, 40), 4)}
     return [f"assert f({a!r}) == {f(a)!r}\n" for a in (draw[program.kind]() for _ in range(3))]
 
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c007
 def programs(n: int, seed: int, share: float = 0.5) -> list[Program]:  # share of tables
     "Documents of both kinds."
     rng = random.Random(seed)
     return [table(rng) if rng.random() < share else function(rng) for _ in range(n)]
 
-# %% ../../nbs/objectives/24_fim_programs.ipynb #c006
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c009
 HOLES = ("single-line", "multi-line", "random-span", "table")
 
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c010
 def hole(program: Program, kind: str, rng: random.Random) -> Split:
     "The document with a part of its lines taken out; never an empty one."
     if kind not in HOLES: raise ValueError(f"kind must be one of {', '.join(HOLES)}, got {kind!r}")
@@ -74,6 +78,7 @@ def hole(program: Program, kind: str, rng: random.Random) -> Split:
     else: i, j = sorted(rng.sample(range(len(body) + 1), 2))
     return Split(program.head + body[:i], body[i:j], body[j:] + program.tail)
 
+# %% ../../nbs/objectives/24_fim_programs.ipynb #c011
 def tasks(kind: str, n: int, seed: int) -> list[tuple[Program, Split]]:
     "Fresh infilling tasks of one kind."
     if n < 1: raise ValueError(f"n must be >= 1, got {n}")

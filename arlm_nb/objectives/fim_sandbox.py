@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 class Refused(Exception):
     "The program uses what is not allowed, fails, or takes too long."
 
-BINARY: dict[type, Callable] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}
+BINARY: dict[type, Callable] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 COMPARE: dict[type, Callable] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
@@ -25,6 +31,7 @@ LARGEST = 10_000  # length of a value; numbers below its square
 class _Return(Exception):
     def __init__(self, value): self.value = value
 
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c004
 class Interpreter:
     "Walks a syntax tree; every node costs a step."
     def __init__(self, steps: int = 5000): self.left, self.globals = steps, {}
@@ -40,15 +47,18 @@ class Interpreter:
     def block(self, body: list, names: dict):
         for node in body: self.look(node, names)
 
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c005
 def _small(value):
     "A value that is not too large."
     if isinstance(value, list) and not all(isinstance(v, (int, str)) for v in value): raise Refused("lists hold numbers and strings only")
-    length = sum(len(v) if isinstance(v, str) else 1 for v in value) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
+    length = (
+        sum(len(v) if isinstance(v, str) else 1 for v in value) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
+    )
     if length > LARGEST: raise Refused("a value is too long")
     if isinstance(value, int) and abs(value) >= LARGEST ** 2: raise Refused("a number is too large")
     return value
 
-# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c004
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c006
 def _expressions():
     "Handlers of expressions."
     def on_Constant(self, node, names):
@@ -68,6 +78,7 @@ def _expressions():
     def on_Slice(self, node, names): return slice(*(e and self.look(e, names) for e in (node.lower, node.upper, node.step)))
     return locals()
 
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c007
 def _apply(table: dict, op, *values):
     "One operator; a product's size is looked at before it is made."
     if type(op) not in table: raise Refused(f"{type(op).__name__} is not allowed")
@@ -77,7 +88,7 @@ def _apply(table: dict, op, *values):
     if isinstance(op, ast.Mod) and isinstance(values[0], str): raise Refused("formatting is not allowed")
     return table[type(op)](*values)
 
-# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c005
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c008
 def _calls():
     "Handlers of calls and of statements."
     def on_Call(self, node, names):
@@ -103,10 +114,12 @@ def _calls():
     def on_FunctionDef(self, node, names): names[node.name] = _function(self, node)
     return locals()
 
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c009
 def _function(self: Interpreter, node: ast.FunctionDef) -> Callable:
     "A function of the program, with plain arguments."
     a = node.args
-    if any((node.decorator_list, a.posonlyargs, a.vararg, a.kwonlyargs, a.kwarg, a.defaults)): raise Refused("only plain arguments are allowed")
+    if any((node.decorator_list, a.posonlyargs, a.vararg, a.kwonlyargs, a.kwarg, a.defaults)):
+        raise Refused("only plain arguments are allowed")
     arguments = [argument.arg for argument in a.args]
     def call(*given):
         self.left -= 100  # calls within calls end here before Python's own limit
@@ -115,9 +128,10 @@ def _function(self: Interpreter, node: ast.FunctionDef) -> Callable:
         except _Return as r: return r.value
     return call
 
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c010
 for _name, _handler in (_expressions() | _calls()).items(): setattr(Interpreter, _name, _handler)
 
-# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c006
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c011
 def run_program(source: str, steps: int = 5000) -> dict:  # its global names
     "Run a program from text. Refused: not allowed, in error, or too long."
     machine = Interpreter(steps)
@@ -128,6 +142,7 @@ def run_program(source: str, steps: int = 5000) -> dict:  # its global names
     except Exception as e: raise Refused(f"{type(e).__name__}: {e}") from None
     return machine.globals
 
+# %% ../../nbs/objectives/23_fim_sandbox.ipynb #c012
 def passes(source: str, tests: Sequence[str]) -> bool:
     "Does the program run and hold its assertions?"
     try: run_program(source + "\n" + "".join(tests))

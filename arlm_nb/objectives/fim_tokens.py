@@ -23,6 +23,7 @@ class Sentinels:
     mid: int  # the middle follows
     eot: int  # end of the middle, and of every document
 
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c005
 SPELLINGS = {  # family: (prefix, suffix, middle, end tokens, the first that is there)
     "paper": ("<PRE>", "<SUF>", "<MID>", ("<EOT>", "<eos>")),
     "StarCoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", ("<|endoftext|>",)),
@@ -32,15 +33,16 @@ SPELLINGS = {  # family: (prefix, suffix, middle, end tokens, the first that is 
     "DeepSeek-Coder": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", ("<｜end▁of▁sentence｜>",)),
 }
 
-# %% ../../nbs/objectives/20_fim_tokens.ipynb #c005
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c006
 @lru_cache(maxsize=32)
-def _found(tok, names: tuple) -> Sentinels | None:
+def _found(tok, names: tuple, size: int) -> Sentinels | None:  # size: a tokenizer that grew is looked at again
     "The ids of one spelling, None where one is missing."
     *three, ends = names
     ids = [tok.token_id(n) for n in three]
     end = next((i for i in map(tok.token_id, ends) if i is not None), getattr(tok, "eos_id", None))
     return None if None in ids or end is None else Sentinels(*ids, end)
 
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c007
 def sentinels(
     tok,  # Tokenizer or HFTokenizer
     names: Sequence[str] | None = None,  # (prefix, suffix, middle, end) where the spelling is none of SPELLINGS
@@ -49,13 +51,15 @@ def sentinels(
     if tok is None: raise ValueError("the model has no tokenizer: infilling needs one with sentinels")
     if names is not None and len(names) != 4: raise ValueError(f"names must be (prefix, suffix, middle, end), got {names}")
     spellings = [(*names[:3], (names[3],))] if names else list(SPELLINGS.values())
-    found = next((s for n in spellings if (s := _found(tok, tuple(n)))), None)
+    found = next((s for n in spellings if (s := _found(tok, tuple(n), len(getattr(tok, "hf", tok))))), None)
     if found is None:
         wanted = ", ".join(spellings[0][:3]) + f" and {' or '.join(spellings[0][3])}"
-        raise ValueError(f"the tokenizer has no sentinels: add {wanted} (`with_sentinels(lm)` does), or pass names=(prefix, suffix, middle, end)")
+        raise ValueError(
+            f"the tokenizer has no sentinels: add {wanted} (`with_sentinels(lm)` does), or pass names=(prefix, suffix, middle, end)"
+        )
     return found
 
-# %% ../../nbs/objectives/20_fim_tokens.ipynb #c006
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c008
 def add_sentinels(tok) -> Tokenizer | HFTokenizer:
     "A copy of a tokenizer with <PRE>, <SUF>, <MID> added, and <EOT> where it has no end token."
     new = ["<PRE>", "<SUF>", "<MID>"] + (["<EOT>"] if tok.eos_id is None else [])
@@ -68,15 +72,17 @@ def add_sentinels(tok) -> Tokenizer | HFTokenizer:
     backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in new])
     return Tokenizer(backend)
 
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c009
 def encode_texts(tok, texts: Sequence[str]) -> list[list[int]]:
     "Token ids of texts, in which no special token comes from its spelling."
     if not isinstance(tok, HFTokenizer): return tok.encode_batch(texts)
     out = tok.hf(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
     for text, ids in zip(texts, out):
-        if tok.decode(ids) != text: raise ValueError(f"the tokenizer does not keep a text as it is: {text[:40]!r} became {tok.decode(ids)[:40]!r}")
+        if tok.decode(ids) != text:
+            raise ValueError(f"the tokenizer does not keep a text as it is: {text[:40]!r} became {tok.decode(ids)[:40]!r}")
     return out
 
-# %% ../../nbs/objectives/20_fim_tokens.ipynb #c008
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c011
 def with_sentinels(lm, seed: int = 0):  # LM of the same kind
     "A model with sentinels: itself where it has them, else a copy (a Hugging Face model: the same, resized) with rows for them."
     try: sentinels(lm.tokenizer)
@@ -92,6 +98,7 @@ def with_sentinels(lm, seed: int = 0):  # LM of the same kind
     for name, old in lm.state_dict().items(): state[name][tuple(slice(n) for n in old.shape)] = old
     return new.to(lm.device).train(lm.training)
 
+# %% ../../nbs/objectives/20_fim_tokens.ipynb #c012
 def _resized(lm, tok):
     "A Hugging Face model with as many rows as the tokenizer has tokens, at least as many as before."
     from arlm_nb.core.hflm import HFLM

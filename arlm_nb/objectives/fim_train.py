@@ -19,7 +19,9 @@ from .fim_tokens import add_sentinels, encode_texts, sentinels
 from .fim_transform import KINDS, Split, encode_split, lay_out
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c003
-def transformed(model, batch, rng, *, rate: float, psm_share: float, span: str, level: str) -> tuple[Tensor, Tensor]:  # ids, kinds [B, T + 1]
+def transformed(
+    model, batch, rng, *, rate: float, psm_share: float, span: str, level: str
+) -> tuple[Tensor, Tensor]:  # ids, kinds [B, T + 1]
     "A batch of packed ids [B, T + 1] (level context) or a list of texts (level document), transformed."
     options = dict(rate=rate, psm_share=psm_share, span=span)
     if level == "context":
@@ -28,6 +30,7 @@ def transformed(model, batch, rng, *, rate: float, psm_share: float, span: str, 
     else: raise ValueError(f"level must be 'context' or 'document', got {level!r}")
     return ids.to(model.device), kinds.to(model.device)
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c004
 def fill_in_middle(
     model,  # its tokenizer has sentinels
     batch,  # packed documents [B, T + 1] int64; with level="document" a list of texts
@@ -42,12 +45,15 @@ def fill_in_middle(
     "Next-token cross-entropy on documents whose middle was moved to the end, nats per token."
     if loss_on not in ("all", "middle"): raise ValueError(f"loss_on must be 'all' or 'middle', got {loss_on!r}")
     ids, kinds = transformed(model, batch, rng, rate=rate, psm_share=psm_share, span=span, level=level)
-    nll, kinds = F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"), kinds[:, 1:].flatten()
+    nll, kinds = (
+        F.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"),
+        kinds[:, 1:].flatten(),
+    )
     counted = kinds >= 0 if loss_on == "all" else torch.isin(kinds, torch.tensor([0, 3, 4], device=kinds.device))
     parts = {name: float(nll[kinds == k].detach().mean()) for k, name in enumerate(KINDS) if bool((kinds == k).any())}
     return Loss(nll[counted].mean(), parts)
 
-# %% ../../nbs/objectives/25_fim_train.ipynb #c007
+# %% ../../nbs/objectives/25_fim_train.ipynb #c010
 def middle_ids(split: Split, tok, mode: str) -> tuple[list[int], list[bool]]:  # ids, which of them belong to the middle
     "A row that ends in the middle: 'prefix' (nothing else is seen), or the order psm or spm."
     s = sentinels(tok)
@@ -56,6 +62,7 @@ def middle_ids(split: Split, tok, mode: str) -> tuple[list[int], list[bool]]:  #
     else: ids, kinds = [s.eot, *parts["prefix"], *parts["middle"]], [4] + [1] * len(parts["prefix"]) + [3] * len(parts["middle"])
     return ids, [k == KINDS.index("middle") for k in kinds]
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c011
 @torch.no_grad()
 def middle_loss(lm, splits: Sequence[Split], mode: str = "spm") -> Tensor:  # [n] nats for the whole middle of each
     "Negative log-likelihood of every middle."
@@ -67,14 +74,15 @@ def middle_loss(lm, splits: Sequence[Split], mode: str = "spm") -> Tensor:  # [n
     nll = F.cross_entropy(lm(ids[:, :-1]).logits.transpose(1, 2).float(), ids[:, 1:], reduction="none").cpu()
     return (nll * at[:, 1:]).sum(1)
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c012
 @torch.no_grad()
 def l2r_loss(lm, tiles: Tensor, batch: int = 64) -> Tensor:  # [n] nats per token of each window [n, T + 1]
     "Plain left-to-right loss on untouched text."
     nll = [F.cross_entropy(lm(x[:, :-1]).logits.transpose(1, 2).float(), x[:, 1:], reduction="none").mean(1) for x in tiles.split(batch)]
     return torch.cat(nll)
 
-# %% ../../nbs/objectives/25_fim_train.ipynb #c009
-STEPS, ROWS, CONTEXT = 1500, 16, 128
+# %% ../../nbs/objectives/25_fim_train.ipynb #c014
+STEPS, ROWS, CONTEXT = 1000, 12, 96
 REFERENCE: dict[str, dict] = {
     "fim-0": dict(rate=0.0),
     "fim-50": dict(rate=0.5),
@@ -84,19 +92,22 @@ REFERENCE: dict[str, dict] = {
     "fim-finetuned": dict(rate=0.9),  # goes on from fim-0, STEPS / 4 steps
 }
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c015
 def training_rows(tok, seed: int = 0) -> Callable:  # data(step, rng) -> [ROWS, CONTEXT + 1]
-    "Half windows of code, half windows of programs."
+    "Windows of sources, windows of programs."
     from arlm_nb.core.datasets import code, pack, windows
     from arlm_nb.objectives.fim_programs import programs
-    halves = [windows(pack(tok, texts), CONTEXT, ROWS // 2) for texts in (code().train, [p.text for p in programs(24_000, 1000 + seed)])]
-    return lambda step, rng: torch.cat([half(step, rng) for half in halves])
+    texts = {4: code().train, ROWS - 4: [p.text for p in programs(24_000, 1000 + seed, share=0.6)]}
+    mixed = [windows(pack(tok, those), CONTEXT, rows) for rows, those in texts.items()]
+    return lambda step, rng: torch.cat([draw(step, rng) for draw in mixed])
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c016
 def held_out(tok, windows: int = 256) -> Tensor:  # [windows, CONTEXT + 1]
     "Windows of source files of modules that no model was trained on."
     from arlm_nb.core.datasets import code, pack, tiles
     return tiles(pack(tok, code(max_bytes=1_000_000).test), CONTEXT, windows)
 
-# %% ../../nbs/objectives/25_fim_train.ipynb #c010
+# %% ../../nbs/objectives/25_fim_train.ipynb #c017
 def watch(tok) -> Callable:  # model -> numbers
     "What is measured while a model is trained: left-to-right loss on sources, loss on the middle of tables."
     from arlm_nb.objectives.fim_programs import tasks
@@ -106,6 +117,7 @@ def watch(tok) -> Callable:  # model -> numbers
         "l2r_sources": float(l2r_loss(model, sources).mean()), "middle_given_both": float(middle_loss(model, splits).sum()) / tokens
     }
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c018
 def train_reference(name: str, steps: int | None = None, checkpoint=None, progress: bool = False):  # Fit
     "Train one reference model."
     from arlm_nb.core.checkpoints import load_lm
@@ -118,15 +130,30 @@ def train_reference(name: str, steps: int | None = None, checkpoint=None, progre
     if tuned: model = load_lm("objectives/fim-0")
     else:
         torch.manual_seed(0)
-        sizes = dict(d_model=64, n_layers=2, n_heads=4, d_ffn=172, context_length=256, positions="rotary", norm="rmsnorm", ffn="swiglu", bias=False)
+        sizes = dict(
+            d_model=64, n_layers=2, n_heads=4, d_ffn=172, context_length=256, positions="rotary", norm="rmsnorm", ffn="swiglu", bias=False
+        )
         model = Transformer(TransformerConfig(tok.vocab_size, **sizes), tok, name=f"objectives/{name}")
     def objective(model, batch, rng): return fill_in_middle(model, batch, rng, **REFERENCE[name])
     return fit(
-        model, training_rows(tok), objective, steps=steps or (STEPS // 4 if tuned else STEPS), lr=4e-3, warmup=50, weight_decay=0.1, final=0.05,
-        evaluate=watch(tok), evaluate_every=125, log_every=25, checkpoint=checkpoint, checkpoint_every=250, seed=int(tuned),
+        model,
+        training_rows(tok),
+        objective,
+        steps=steps or (STEPS // 4 if tuned else STEPS),
+        lr=4e-3,
+        warmup=50,
+        weight_decay=0.1,
+        final=0.05,
+        evaluate=watch(tok),
+        evaluate_every=125,
+        log_every=25,
+        checkpoint=checkpoint,
+        checkpoint_every=250,
+        seed=int(tuned),
         progress=progress,
     )
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c019
 def save_reference(name: str):
     "Train one reference model and save it as `objectives/<name>`."
     from arlm_nb.core.checkpoints import save_checkpoint
@@ -134,11 +161,18 @@ def save_reference(name: str):
     from arlm_nb.train_checkpoints import run_folder
     run = train_reference(name, checkpoint=run_folder(f"objectives/{name}"))
     curve = [{k: round(r[k], 4) for k in ("step", "l2r_sources", "middle_given_both")} for r in run.rows if "l2r_sources" in r]
-    note = {"about": f"fill_in_middle: {REFERENCE[name]}", "seed": 0, "steps": run.steps_done, "tokens": run.steps_done * ROWS * CONTEXT, "curve": curve}
+    note = {
+        "about": f"fill_in_middle: {REFERENCE[name]}",
+        "seed": 0,
+        "steps": run.steps_done,
+        "tokens": run.steps_done * ROWS * CONTEXT,
+        "curve": curve,
+    }
     note |= {"command": f"python -m arlm_nb.train_checkpoints objectives/{name}", "seconds": run.rows[-1]["seconds"]}
     run.model.name = f"objectives/{name}"
     save_checkpoint(run.model.eval(), writable_path("checkpoints", "objectives", name), note)
 
+# %% ../../nbs/objectives/25_fim_train.ipynb #c020
 @makes("objectives/fim-0", after=("code-small",))
 def make_fim_0(): save_reference("fim-0")
 @makes("objectives/fim-50", after=("code-small",))

@@ -31,6 +31,7 @@ class Split:
     @property
     def text(self) -> str: return self.prefix + self.middle + self.suffix
 
+# %% ../../nbs/objectives/21_fim_transform.ipynb #c004
 def cut_places(text: str, span: str = "char", tok=None) -> Sequence[int]:
     "Where a cut may be, in characters 0..len(text)."
     if span == "char": return range(len(text) + 1)
@@ -39,13 +40,14 @@ def cut_places(text: str, span: str = "char", tok=None) -> Sequence[int]:
     if tok is None: raise ValueError("span='token' needs the tokenizer: tok=")
     return sorted({0, len(text), *(end for _, end in tok.offsets(text))}) if text else [0]
 
+# %% ../../nbs/objectives/21_fim_transform.ipynb #c005
 def split_document(text: str, rng: torch.Generator, *, span: str = "char", tok=None) -> Split:
     "Two cuts, each uniform over the places, in order."
     at = cut_places(text, span, tok)
     i, j = sorted(at[k] for k in torch.randint(len(at), (2,), generator=rng).tolist())
     return Split(text[:i], text[i:j], text[j:])
 
-# %% ../../nbs/objectives/21_fim_transform.ipynb #c005
+# %% ../../nbs/objectives/21_fim_transform.ipynb #c007
 def lay_out(order: str, parts: dict[str, list[int]], s: Sentinels) -> tuple[list[int], list[int]]:  # ids, kinds
     "Token ids of the parts in an order, and what each belongs to."
     if order not in ORDERS: raise ValueError(f"mode must be one of {', '.join(ORDERS)}, got {order!r}")
@@ -56,6 +58,7 @@ def lay_out(order: str, parts: dict[str, list[int]], s: Sentinels) -> tuple[list
         kinds += [KINDS.index(name if name in KINDS else "sentinel")] * len(new)
     return ids, kinds
 
+# %% ../../nbs/objectives/21_fim_transform.ipynb #c008
 def _refuse_sentinels(ids: Sequence[int], s: Sentinels, eot: bool = True):
     "A document must not hold what marks its parts."
     bad = {s.pre, s.suf, s.mid, *([s.eot] if eot else [])} & set(ids)
@@ -67,6 +70,7 @@ def encode_split(split: Split, tok, s: Sentinels) -> dict[str, list[int]]:
     for ids in out.values(): _refuse_sentinels(ids, s)
     return out
 
+# %% ../../nbs/objectives/21_fim_transform.ipynb #c009
 def psm(split: Split, tok) -> list[int]:
     "<PRE> prefix <SUF> suffix <MID> middle <EOT>"
     s = sentinels(tok)
@@ -78,7 +82,7 @@ def spm(split: Split, tok, *, variant: int = 2) -> list[int]:
     s = sentinels(tok)
     return lay_out("spm" if variant == 2 else "spm1", encode_split(split, tok, s), s)[0]
 
-# %% ../../nbs/objectives/21_fim_transform.ipynb #c006
+# %% ../../nbs/objectives/21_fim_transform.ipynb #c010
 def unfim(ids: Sequence[int], tok) -> str:
     "The document that an example came from: the inverse of `psm` and `spm` (and of no transformation)."
     s, ids = sentinels(tok), [int(i) for i in ids]

@@ -27,12 +27,15 @@ def layout_rows(split: Split, tok, order: str) -> list[tuple[str, str, int]]:  #
             first = i
     return out
 
-def strip_figure(split: Split, tok, order: str = "psm", rate: float = 0.5, psm_share: float = 0.5, documents: int = 40, seed: int = 0):  # plotly Figure
+# %% ../../nbs/objectives/28_fim_view.ipynb #c004
+def strip_figure(
+    split: Split, tok, order: str = "psm", rate: float = 0.5, psm_share: float = 0.5, documents: int = 40, seed: int = 0
+):  # plotly Figure
     "The document, its order for training, and what becomes of a row of documents at a rate."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import figure, palette
     check_rates(rate, psm_share, "char")
-    s, fig = sentinels(tok), figure(height=300, barmode="stack", x_title="tokens")
+    s, fig = sentinels(tok), figure(height=360, barmode="stack", x_title="tokens")
     plain = [(k, getattr(split, k), len(v)) for k, v in encode_split(split, tok, s).items()]
     example = layout_rows(split, tok, order)
     total = sum(n for *_, n in example)
@@ -42,13 +45,22 @@ def strip_figure(split: Split, tok, order: str = "psm", rate: float = 0.5, psm_s
     named: set[str] = set()
     for label, row in (("document", plain), (order, example), (f"{documents} documents, rate {rate:.2f}", cells)):
         for kind, text, n in row:
-            fig.add_trace(go.Bar(
-                y=[label], x=[n], orientation="h", marker=dict(color=color[kind], line=dict(width=1, color="white")), name=kind, legendgroup=kind,
-                showlegend=kind not in named, hovertemplate=f"{kind}<br>{text.replace(chr(10), '<br>')}<extra></extra>",
-            ))
+            fig.add_trace(
+                go.Bar(
+                    y=[label],
+                    x=[n],
+                    orientation="h",
+                    marker=dict(color=color[kind], line=dict(width=1, color="white")),
+                    name=kind,
+                    legendgroup=kind,
+                    showlegend=kind not in named,
+                    hovertemplate=f"{kind}<br>{text.replace(chr(10), '<br>')}<extra></extra>",
+                )
+            )
             named.add(kind)
     return fig.update_layout(yaxis=dict(autorange="reversed"), bargap=0.35, title_text=f"{split.middle!r} is the middle"[:90])
 
+# %% ../../nbs/objectives/28_fim_view.ipynb #c005
 def strip_controls(text: str, tok):  # Controls
     "Two cuts, the order and the rate as sliders."
     from arlm_nb.core.controls import Controls
@@ -56,9 +68,12 @@ def strip_controls(text: str, tok):  # Controls
     def draw(first_cut, second_cut, order, rate):
         i, j = sorted((first_cut, second_cut))
         return strip_figure(Split(text[:i], text[i:j], text[j:]), tok, order, rate)
-    return Controls(draw, first_cut=(0, n, 1, n // 3), second_cut=(0, n, 1, 2 * n // 3), order=["psm", "spm", "spm1"], rate=(0.0, 1.0, 0.05, 0.5))
 
-# %% ../../nbs/objectives/28_fim_view.ipynb #c006
+    return Controls(
+        draw, first_cut=(0, n, 1, n // 3), second_cut=(0, n, 1, 2 * n // 3), order=["psm", "spm", "spm1"], rate=(0.0, 1.0, 0.05, 0.5)
+    )
+
+# %% ../../nbs/objectives/28_fim_view.ipynb #c008
 class Editor:
     "Text to the left and to the right of a cursor; the middle comes token by token, coloured by its probability."
     def __init__(self, lm, left: str, right: str, mode: str = "spm", max_new_tokens: int = 48):
@@ -86,7 +101,7 @@ class Editor:
         self.result = infill(self.lm, self.left, callback=self._step, **given)
         return self.result
 
-# %% ../../nbs/objectives/28_fim_view.ipynb #c007
+# %% ../../nbs/objectives/28_fim_view.ipynb #c009
 def _editor_widget(self: Editor):
     "Two text fields, a button, the text with its middle, and whether it connected."
     import ipywidgets as w
@@ -102,6 +117,7 @@ def _editor_widget(self: Editor):
         self._box = w.VBox([left, right, w.HBox([button, state]), self.strip.widget])
     return self._box
 
+# %% ../../nbs/objectives/28_fim_view.ipynb #c010
 def _editor_bundle(self: Editor, include=None, exclude=None) -> dict:
     from arlm_nb.core.controls import live
     return self.widget._repr_mimebundle_() if live() else self.strip._repr_mimebundle_()
