@@ -21,40 +21,10 @@ from .fim_transform import ORDERS, Split, psm, split_document, spm, unfim
 from .fim_view import Editor, strip_controls, strip_figure
 
 _all_ = [
-    "Split",
-    "split_document",
-    "psm",
-    "spm",
-    "unfim",
-    "fim",
-    "fim_context",
-    "fim_documents",
-    "fim_rows",
-    "fill_in_middle",
-    "infill",
-    "Infill",
-    "infill_prompt",
-    "infill_benchmark",
-    "Infilling",
-    "Typing",
-    "Sentinels",
-    "sentinels",
-    "add_sentinels",
-    "with_sentinels",
-    "SPELLINGS",
-    "ORDERS",
-    "middle_loss",
-    "l2r_loss",
-    "held_out",
-    "train_reference",
-    "REFERENCE",
-    "programs",
-    "tasks",
-    "tests",
-    "hole",
-    "Editor",
-    "strip_controls",
-    "strip_figure",
+    "Split", "split_document", "psm", "spm", "unfim", "fim", "fim_context", "fim_documents", "fim_rows", "fill_in_middle",
+    "infill", "Infill", "infill_prompt", "infill_benchmark", "Infilling", "Typing", "Sentinels", "sentinels", "add_sentinels",
+    "with_sentinels", "SPELLINGS", "ORDERS", "middle_loss", "l2r_loss", "held_out", "train_reference", "REFERENCE", "programs",
+    "tasks", "tests", "hole", "Editor", "strip_controls", "strip_figure",
 ]
 
 # %% ../../nbs/objectives/02_fill_in_middle.ipynb #c016
@@ -70,64 +40,44 @@ def l2r_ratios(names=tuple(REFERENCE), seed: int = 0) -> dict:  # name -> Interv
     return found | {"nats": {n: float(v.mean()) for n, v in losses.items()}}
 
 # %% ../../nbs/objectives/02_fill_in_middle.ipynb #c017
-def table_study(n: int = 150, seed: int = 0) -> Infilling:
+def table_study(n_holes: int = 120, seed: int = 0) -> Infilling:
     "Holes in tables, which the suffix decides: every way to fill them."
     from arlm_nb.core.checkpoints import load_lm
-    asked = [("fim-50", "spm"), ("fim-50", "psm"), ("fim-50", "prefix"), ("fim-0", "prefix"), ("fim-0", "suffix first"),
-             ("fim-90", "spm"), ("fim-middle-only", "spm"), ("fim-token-cuts", "spm"), ("fim-finetuned", "spm")]
-    out = None
-    for name, mode in asked:
-        one = infill_benchmark(load_lm(f"objectives/{name}"), "table", n, seed, mode=mode, max_new_tokens=32)
-        one.frame["mode"] = f"{name}, {mode}"
-        out = one if out is None else out + one
-    return out
+    asked = {"fim-50": ("spm", "psm", "prefix"), "fim-0": ("prefix", "suffix first")} | {n: ("spm",) for n in list(REFERENCE)[2:]}
+    runs = [(f"{n}, {m}", infill_benchmark(load_lm(f"objectives/{n}"), "table", n_holes, seed, mode=m, max_new_tokens=32))
+            for n, modes in asked.items() for m in modes]
+    for label, run in runs: run.frame["mode"] = label
+    return sum((run for _, run in runs[1:]), start=runs[0][1])
 
 # %% ../../nbs/objectives/02_fill_in_middle.ipynb #c018
+def _cost_rows(ratios: dict) -> list[Measured]:
+    "What infilling costs left to right."
+    half, most, only = (ratios[f"fim-{n}"] for n in ("50", "90", "middle-only"))
+    unit, said = "x the left-to-right loss at rate 0", ", ".join(f"{n} {v:.3f}" for n, v in ratios["nats"].items())
+    notes = f"nats per token on unseen files: {said}; ablation: loss on the middle only"
+    return [
+        Measured(half.value, 1.0, unit, half.value <= 1.05, only.value, half, notes, "rate 0.5"),
+        Measured(most.value, 1.0, unit, most.value <= 1.10, None, most, "", "rate 0.9"),
+        Measured(only.value, half.value, unit, only.low > half.value, None, only, "baseline: rate 0.5", "loss on the middle only is worse"),
+    ]
+
+# %% ../../nbs/objectives/02_fill_in_middle.ipynb #c019
+def _hole_rows(tables: Infilling) -> list[Measured]:
+    "What it brings."
+    exact = {mode: i for (_, mode), i in tables.means().items()}
+    ours, baseline, alone = exact["fim-50, spm"], exact["fim-0, prefix"].value, exact["fim-50, prefix"].value
+    notes = f"ablation: the same model given the prefix only; all: {', '.join(f'{n} {i.value:.2f}' for n, i in exact.items())}"
+    return [
+        Measured(ours.value, baseline, "exact match", ours.value - baseline >= 0.6, alone, ours, notes, "middle that the suffix decides")
+    ]
+
+# %% ../../nbs/objectives/02_fill_in_middle.ipynb #c020
 @claim(
     "fill_in_middle",
-    paper="models of 50M to 6.9B parameters trained with 50% FIM reach the same left-to-right test loss as without, at every scale; 90% too",
-    threshold="left-to-right loss at rate 0.5 <= 1.05 x, at 0.9 <= 1.10 x that at rate 0; exact match on middles that the suffix decides >= 60 points above "
-    "the rate-0 model given the prefix and the length; loss on the middle alone is worse left to right than rate 0.5",
+    paper="models of 50M to 6.9B trained with 50% FIM reach the left-to-right test loss of those without, at every scale; with 90% too",
+    threshold="left-to-right loss at rate 0.5 <= 1.05 x, at 0.9 <= 1.10 x that at rate 0; middles that the suffix decides: exact match >= 60 "
+    "points above the rate-0 model given prefix and length; loss on the middle alone is worse left to right than rate 0.5",
 )
 def fill_in_middle_claim(seed: int = 0, ratios=None, tables=None) -> list[Measured]:
     "What infilling costs left to right, and what it brings."
-    ratios, tables = ratios or l2r_ratios(seed=seed), tables or table_study(seed=seed)
-    exact, nats = {mode: i for (_, mode), i in tables.means().items()}, ratios["nats"]
-    half, most, only = (ratios[f"fim-{n}"] for n in ("50", "90", "middle-only"))
-    ours, baseline = exact["fim-50, spm"], exact["fim-0, prefix"].value
-    unit = "x the left-to-right loss at rate 0"
-    said = ", ".join(f"{n} {v:.3f}" for n, v in nats.items())
-    others = ", ".join(f"{n} {i.value:.2f}" for n, i in exact.items())
-    return [
-        Measured(
-            half.value,
-            1.0,
-            unit,
-            half.value <= 1.05,
-            only.value,
-            half,
-            f"nats per token on unseen files: {said}; ablation: loss on the middle only",
-            "rate 0.5",
-        ),
-        Measured(most.value, 1.0, unit, most.value <= 1.10, None, most, "", "rate 0.9"),
-        Measured(
-            ours.value,
-            baseline,
-            "exact match",
-            ours.value - baseline >= 0.6,
-            exact["fim-50, prefix"].value,
-            ours,
-            f"holes in tables; ablation: the same model given the prefix only; all: {others}",
-            "middle that the suffix decides",
-        ),
-        Measured(
-            only.value,
-            half.value,
-            unit,
-            only.low > half.value,
-            None,
-            only,
-            "ours is the ablated model, baseline is rate 0.5",
-            "loss on the middle only is worse",
-        ),
-    ]
+    return _cost_rows(ratios or l2r_ratios(seed=seed)) + _hole_rows(tables or table_study(seed=seed))

@@ -82,7 +82,7 @@ def l2r_loss(lm, tiles: Tensor, batch: int = 64) -> Tensor:  # [n] nats per toke
     return torch.cat(nll)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c014
-STEPS, ROWS, CONTEXT = 1000, 12, 96
+STEPS, ROWS, CONTEXT = 900, 16, 48
 REFERENCE: dict[str, dict] = {
     "fim-0": dict(rate=0.0),
     "fim-50": dict(rate=0.5),
@@ -97,7 +97,7 @@ def training_rows(tok, seed: int = 0) -> Callable:  # data(step, rng) -> [ROWS, 
     "Windows of sources, windows of programs."
     from arlm_nb.core.datasets import code, pack, windows
     from arlm_nb.objectives.fim_programs import programs
-    texts = {4: code().train, ROWS - 4: [p.text for p in programs(24_000, 1000 + seed, share=0.6)]}
+    texts = {3: code().train, ROWS - 3: [p.text for p in programs(8_000, 1000 + seed, share=0.85)]}
     mixed = [windows(pack(tok, those), CONTEXT, rows) for rows, those in texts.items()]
     return lambda step, rng: torch.cat([draw(step, rng) for draw in mixed])
 
@@ -130,9 +130,7 @@ def train_reference(name: str, steps: int | None = None, checkpoint=None, progre
     if tuned: model = load_lm("objectives/fim-0")
     else:
         torch.manual_seed(0)
-        sizes = dict(
-            d_model=64, n_layers=2, n_heads=4, d_ffn=172, context_length=256, positions="rotary", norm="rmsnorm", ffn="swiglu", bias=False
-        )
+        sizes = dict(d_model=48, n_layers=2, n_heads=4, context_length=256, positions="rotary", norm="rmsnorm", bias=False)
         model = Transformer(TransformerConfig(tok.vocab_size, **sizes), tok, name=f"objectives/{name}")
     def objective(model, batch, rng): return fill_in_middle(model, batch, rng, **REFERENCE[name])
     return fit(
@@ -140,15 +138,15 @@ def train_reference(name: str, steps: int | None = None, checkpoint=None, progre
         training_rows(tok),
         objective,
         steps=steps or (STEPS // 4 if tuned else STEPS),
-        lr=4e-3,
-        warmup=50,
+        lr=1e-2,
+        warmup=20,
         weight_decay=0.1,
-        final=0.05,
+        final=0.1,
         evaluate=watch(tok),
-        evaluate_every=125,
+        evaluate_every=75,
         log_every=25,
         checkpoint=checkpoint,
-        checkpoint_every=250,
+        checkpoint_every=100,
         seed=int(tuned),
         progress=progress,
     )
