@@ -87,7 +87,11 @@ class Editor:
         tok = self.lm.tokenizer
         sides = [[tok.token(i) for i in tok.encode(t)] for t in (self.left, self.right)]
         texts, values = zip(*self.written) if self.written else ((), ())
-        return {"tokens": [*sides[0], *texts, *sides[1]], "values": [*[None] * len(sides[0]), *values, *[None] * len(sides[1])]}
+        return {
+            "tokens": [*sides[0], *texts, *sides[1]],
+            "values": [*[0.0] * len(sides[0]), *values, *[0.0] * len(sides[1])],
+            "hover": [*["typed"] * len(sides[0]), *[f"written, probability {v:.2f}" for v in values], *["typed"] * len(sides[1])],
+        }
 
     def _step(self, step: dict):
         if step["token"] == sentinels(self.lm.tokenizer).eot: return
