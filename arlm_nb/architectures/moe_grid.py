@@ -44,7 +44,7 @@ TWIN = Arm("twin", 64, 16)  # the dense model of equal active FLOPs of moe16-64
 OFF = [Arm("moe", 64, 16, routing=r) for r in ("frozen", "random")] + [Arm("moe", 64, 16, k=1)]
 REAL = [Arm("twin", 64, 16, world="natural"), Arm("moe", 64, 16, world="natural")]
 ARMS = {a.name: a for a in (*DENSE, TWIN, *MIXED, *FEW, *OFF, *REAL)}
-SEEDS, STEPS, ROWS, RATE = (0, 1, 2), 300, 64, 1e-2
+SEEDS, STEPS, ROWS, RATE = (0, 1, 2), 300, 64, 2e-2
 
 # %% ../../nbs/architectures/27_moe_grid.ipynb #c004
 def world_of(arm: Arm, seed: int = 0): return Languages(seed=seed) if arm.world == "languages" else Natural()

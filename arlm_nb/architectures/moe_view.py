@@ -59,7 +59,7 @@ def watch_training(arm: str = "moe16-64", steps: int = 200, every: int = 25, see
     def draw(look):
         if not frames: return "no step yet"
         at = min(look, len(frames) - 1)
-        return flow_figure(frames[at], title=f"after {every * (at + 1)} steps: {frames[at].information():.2f} bits")
+        return flow_figure(frames[at], least=0.2, title=f"after {every * (at + 1)} steps: {frames[at].information():.2f} bits")
     player = Controls(draw, look=(0, steps // every - 1))
     def work(job):
         def look(model):

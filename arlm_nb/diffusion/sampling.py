@@ -178,7 +178,7 @@ def _record(logs: list, look: Look, new: Tensor, start: int, number: int, logp: 
         token = int(new[row, at])
         given = float(look.logits[row, at].double().log_softmax(-1)[token]) if token != mask_id else 0.0
         if token != mask_id: logp[row, at] = given
-        seen = {"step": number, "confidence": float(look.confidence[row, at])}
+        seen = {"step": number, "confidence": float(look.confidence[row, at])} | ({"masked": True} if token == mask_id else {})
         logs[row].append({"position": at - start, "token": token, "logprob": given} | seen)
 
 # %% ../../nbs/diffusion/16_sampling.ipynb #c013

@@ -82,7 +82,7 @@ def l2r_loss(lm, tiles: Tensor, batch: int = 64) -> Tensor:  # [n] nats per toke
     return torch.cat(nll)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c014
-STEPS, ROWS, CONTEXT = 900, 16, 48
+STEPS, ROWS, CONTEXT = 2000, 16, 128
 REFERENCE: dict[str, dict] = {
     "fim-0": dict(rate=0.0),
     "fim-50": dict(rate=0.5),
@@ -130,7 +130,7 @@ def train_reference(name: str, steps: int | None = None, checkpoint=None, progre
     if tuned: model = load_lm("objectives/fim-0")
     else:
         torch.manual_seed(0)
-        sizes = dict(d_model=48, n_layers=2, n_heads=4, context_length=256, positions="rotary", norm="rmsnorm", bias=False)
+        sizes = dict(d_model=64, n_layers=2, n_heads=4, context_length=256, positions="rotary", norm="rmsnorm", bias=False)
         model = Transformer(TransformerConfig(tok.vocab_size, **sizes), tok, name=f"objectives/{name}")
     def objective(model, batch, rng): return fill_in_middle(model, batch, rng, **REFERENCE[name])
     return fit(
@@ -143,7 +143,7 @@ def train_reference(name: str, steps: int | None = None, checkpoint=None, progre
         weight_decay=0.1,
         final=0.1,
         evaluate=watch(tok),
-        evaluate_every=75,
+        evaluate_every=100,
         log_every=25,
         checkpoint=checkpoint,
         checkpoint_every=100,
