@@ -98,7 +98,8 @@ def _finish(lm, g: Generation, s: Sentinels, mode: str, prefix, suffix) -> Infil
     connected = g.ids[-1] == s.eot
     text = decode_text(lm, g.ids[:-1] if connected else g.ids)
     both = [p if isinstance(p, str) else decode_text(lm, p) for p in (prefix, suffix)]
-    return Infill(g.ids, text, g.logprobs, g.steps, g.cost, g.prompt_ids, g.decoder, connected, mode, *both)
+    about = dict(zip("prefix suffix".split(), both), connected=connected, mode=mode)
+    return Infill(g.ids, text, g.logprobs, g.steps, g.cost, g.prompt_ids, g.decoder, **about)
 
 # %% ../../nbs/objectives/26_fim_decoder.ipynb #c010
 class Typing:
