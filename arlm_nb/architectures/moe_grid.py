@@ -83,7 +83,7 @@ def grid_models(names: Sequence[str] = tuple(ARMS), seeds: Sequence[int] = SEEDS
     for seed in seeds:
         for name in names:
             if name not in ARMS: raise unknown("arm", name, ARMS)
-            out[name, seed] = train_arm(ARMS[name], seed, folder=run_folder(f"architectures/moe-grid/{name}-{seed}-{STEPS}-{RATE:g}")).model.eval()
+            out[name, seed] = train_arm(ARMS[name], seed, folder=run_folder(f"architectures/moe-grid/{name}-{seed}-{STEPS}-{RATE:g}")).whole().model.eval()
             if report: report(name, seed, out[name, seed])
     return out
 

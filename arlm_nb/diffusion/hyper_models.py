@@ -94,7 +94,7 @@ def make_chain(name: str):
     from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import data_path
     from arlm_nb.train_checkpoints import run_folder
-    found = train_chain(name, checkpoint=run_folder(f"diffusion/hyper-{name}"))
+    found = train_chain(name, checkpoint=run_folder(f"diffusion/hyper-{name}")).whole()
     about = f"Markov chain: {name}, from diffusion/source-mdlm"
     note = {"about": about, "steps": STEPS[name], "seed": 0, "loss": [(r["step"], round(r["loss"], 4)) for r in found.rows]}
     return save_checkpoint(found.model, data_path("checkpoints") / "diffusion" / f"hyper-{name}", note)

@@ -157,7 +157,7 @@ def save_reference(name: str):
     from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import writable_path
     from arlm_nb.train_checkpoints import run_folder
-    run = train_reference(name, checkpoint=run_folder(f"objectives/{name}"))
+    run = train_reference(name, checkpoint=run_folder(f"objectives/{name}")).whole()
     curve = [{k: round(r[k], 4) for k in ("step", "l2r_sources", "middle_given_both")} for r in run.rows if "l2r_sources" in r]
     note = {
         "about": f"fill_in_middle: {REFERENCE[name]}",

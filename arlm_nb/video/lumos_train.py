@@ -58,7 +58,8 @@ def make_reference(name: str):
     "Train and save one reference model."
     from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import writable_path
-    run = train_lumos(name, progress=False)
+    from arlm_nb.train_checkpoints import run_folder
+    run = train_lumos(name, progress=False, checkpoint=run_folder(f"video/lumos_{name}")).whole()
     scheme, kind = REFERENCE[name]
     note = {"model": "Lumos", "scheme": scheme, "masks": kind, "seed": 0, "steps": run.steps_done, "batch": BATCH, "pool": POOL,
             "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::2]], "command": f"python -m arlm_nb.train_checkpoints video/lumos_{name}"}

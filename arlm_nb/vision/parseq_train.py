@@ -79,7 +79,7 @@ def make_reader(k: int) -> Path:
     from arlm_nb.core.paths import writable_path
     from arlm_nb.train_checkpoints import run_folder
     name = f"vision/parseq-k{k}"
-    run = train_reader(k, checkpoint=run_folder(name), checkpoint_every=500)
+    run = train_reader(k, checkpoint=run_folder(name), checkpoint_every=500).whole()
     rows = [(r["step"], round(r["loss"], 4)) for r in run.rows]
     note = {"about": "word images, letter chain", "command": f"python -m arlm_nb.train_checkpoints {name}", "seed": 0, "steps": run.steps_done,
             "batch": BATCH, "lr": LR, "seconds": run.rows[-1]["seconds"], "loss": rows[::10] + rows[-1:]}
