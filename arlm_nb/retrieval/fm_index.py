@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.fm_index_search import _BITS, FMIndex as RankIndex, fm_build, fm_index_search, fm_next_counts
+from ..kernels.dispatch import jit
+from ..kernels.fm_index_search import _U1, _U6, _U63, _UB, FMIndex as RankIndex, _rank, fm_build, fm_index_search, fm_next_counts
 
 SENTINEL, SEPARATOR, FIRST = 0, 1, 2  # symbols: end of the text, between documents, token 0
 
@@ -164,19 +165,24 @@ def next_tokens(self: FMIndex, span: Span) -> tuple[list[int], list[int]]:  # to
 FMIndex.next_counts, FMIndex.extend_all, FMIndex.next_tokens = next_counts, extend_all, next_tokens
 
 # %% ../../nbs/retrieval/10_fm_index.ipynb #c014
+@jit()
+def _walk(blocks, zeros, shift, rows, symbols): # one step of every row, in place
+    for r in range(len(rows)):
+        at, symbol = np.uint64(rows[r]), np.int64(0)
+        for level in range(len(zeros)):
+            rest, word = at % _UB, np.int64(at // _UB)
+            bit = (blocks[level, word, 1 + np.int64(rest >> _U6)] >> (rest & _U63)) & _U1
+            ones = _rank(blocks, level, at)
+            at = np.uint64(zeros[level]) + ones if bit else at - ones
+            symbol = symbol << 1 | np.int64(bit)
+        symbols[r], rows[r] = symbol, np.int64(at) + shift[symbol]
+
+
 def walk(self: FMIndex, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # symbols [R], rows of the previous place [R]
     "One step of every row."
-    blocks, zeros, shift = self.ranks.blocks.numpy().view(np.uint64), self.ranks.zeros.numpy(), self.ranks.shift.numpy()
-    at, symbols, words = np.asarray(rows, dtype=np.int64), np.zeros(len(rows), np.int64), np.arange(7)
-    for level in range(len(zeros)):
-        block, rest = blocks[level, at // _BITS], at % _BITS
-        word, inside = rest >> 6, (rest & 63).astype(np.uint64)
-        here = block[np.arange(len(at)), 1 + word]
-        bit = (here >> inside & np.uint64(1)).astype(bool)
-        whole = np.where(words < word[:, None], np.bitwise_count(block[:, 1:]), 0).sum(1, dtype=np.int64)
-        ones = block[:, 0].astype(np.int64) + whole + np.bitwise_count(here & ((np.uint64(1) << inside) - np.uint64(1)))
-        at, symbols = np.where(bit, zeros[level] + ones, at - ones), symbols << 1 | bit
-    return symbols, at + shift[symbols]
+    rows, symbols = np.array(rows, dtype=np.int64), np.empty(len(rows), np.int64)
+    if len(rows): _walk(self.ranks.blocks.numpy().view(np.uint64), self.ranks.zeros.numpy(), self.ranks.shift.numpy(), rows, symbols)
+    return symbols, rows
 
 # %% ../../nbs/retrieval/10_fm_index.ipynb #c015
 def _places(self: FMIndex, rows: np.ndarray) -> np.ndarray:  # in the reversed text [R]

@@ -5,7 +5,8 @@ import queue
 import signal
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -62,23 +63,38 @@ def kill(child: subprocess.Popen) -> None:
 
 
 class Pool:
-    "Starts all notebooks that were asked for as soon as the tests are collected; each test waits for its own."
+    """Runs the notebooks that were asked for beside the tests: one fewer than WORKERS at a time until a test waits for a notebook, then all of them.
+    So the machine's cores are busy from the first test to the last, and never busier than that."""
 
     def __init__(self):
-        self.executor: ThreadPoolExecutor | None = None
+        self.waiting: queue.SimpleQueue = queue.SimpleQueue()
         self.results: dict[str, Future] = {}
         self.seconds: dict[str, float] = {}
+        self.threads = 0
 
     def start(self, names: list[str]) -> None:
-        if not names: return
-        self.executor = ThreadPoolExecutor(WORKERS)
-        self.results = {name: self.executor.submit(run_notebook, NBS/name) for name in names}
+        self.results = {name: Future() for name in names}
+        for name in names: self.waiting.put(name)
+        if names: self._work(WORKERS - 1)
+
+    def _work(self, threads: int) -> None:
+        while self.threads < threads:
+            self.threads += 1
+            threading.Thread(target=self._loop, daemon=True).start()
+
+    def _loop(self) -> None:
+        while True:
+            try: name = self.waiting.get_nowait()
+            except queue.Empty: return
+            try: self.results[name].set_result(run_notebook(NBS/name))
+            except Exception as error: self.results[name].set_exception(error)
 
     def wait(self, name: str) -> tuple[bool, float, str]:
+        self._work(WORKERS)
         result = self.results[name].result() if name in self.results else run_notebook(NBS/name)
         self.seconds[name] = result[1]
         return result
 
     def stop(self) -> None:
-        if self.executor is not None: self.executor.shutdown(wait=False, cancel_futures=True)
+        while not self.waiting.empty(): self.waiting.get_nowait()
         for server in Server.every: server.stop()
