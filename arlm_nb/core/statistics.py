@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['Interval', 'Test', 'bootstrap', 'paired_bootstrap', 'wilson', 'permutation_test', 'chi_square', 'ks_uniform', 'holm',
-           'auroc', 'auroc_interval', 'exact_sequence_distribution', 'same_distribution', 'influence']
+           'auroc', 'auroc_interval', 'mutual_information', 'exact_sequence_distribution', 'same_distribution',
+           'influence']
 
 # %% ../../nbs/core/40_statistics.ipynb #c002
 from collections.abc import Callable
@@ -163,6 +164,18 @@ def auroc(
 def auroc_interval(scores, labels, *, n: int = 500, seed: int = 0) -> Interval:
     "AUROC with a 95% bootstrap interval over items."
     return bootstrap(np.column_stack([scores, labels]), lambda v: auroc(v[:, 0], v[:, 1] > 0), n=n, seed=seed)
+
+# %% ../../nbs/core/40_statistics.ipynb #mi1
+def mutual_information(
+    counts,  # how often row r met column s [R, S], not negative
+) -> float:  # bits
+    "Plug-in mutual information of a table of counts."
+    table = np.asarray(counts, float)
+    if table.ndim != 2 or not np.isfinite(table).all() or (table < 0).any() or not table.sum() > 0:
+        raise ValueError(f"counts must be a table [R, S] of numbers >= 0 with a sum above 0, got shape {list(table.shape)}")
+    p = table / table.sum()
+    apart = p.sum(0, keepdims=True) * p.sum(1, keepdims=True)
+    return float((p[p > 0] * np.log2(p[p > 0] / apart[p > 0])).sum())
 
 # %% ../../nbs/core/40_statistics.ipynb #c024
 @torch.no_grad()
