@@ -50,23 +50,26 @@ def documents(n: int, rng: torch.Generator, restated: float = 0.3) -> list[str]:
         out.append(f"{parts[0]} , {' '.join(AGAIN)} {parts[1]} ." if again[i] else f"{parts[0]} .")
     return out
 
-def triples(n: int, kind: str, rng: torch.Generator) -> list[tuple[str, str, str]]:  # (query, same in other words, another scene)
-    "A: the other scene differs in the first half; B: in the second half, and begins with the query's very words (paper, section 3)."
+def triples(n: int, kind: str, rng: torch.Generator, parts: int = 1) -> list[tuple[str, str, str]]:  # (query, same in other words, another scene)
+    "A: the first `parts` of six differ in the other scene; B: the last ones, and it begins with the query's very words (paper, section 3)."
     if kind not in ("A", "B"): raise ValueError(f"kind must be A or B, got {kind!r}")
-    half, out = len(WORDS) // 2, []
-    changed = slice(0, half) if kind == "A" else slice(half, None)
+    if not 1 <= parts < len(WORDS): raise ValueError(f"parts must be 1..{len(WORDS) - 1}, got {parts}")
+    out, changed = [], slice(0, parts) if kind == "A" else slice(len(WORDS) - parts, None)
     for scene, words in zip(draw_scenes(n, rng), torch.randint(2, (n, len(WORDS)), generator=rng)):
         other = scene.clone()
-        other[changed] = (other[changed] + torch.randint(1, 8, (half,), generator=rng)) % 8
+        other[changed] = (other[changed] + torch.randint(1, 8, (parts,), generator=rng)) % 8
         out.append((say(scene, words), say(scene, 1 - words), say(other, words)))
     return out
 
 # %% ../../nbs/interp/40_echo_sentences.ipynb #c008
-def echo_data(tokenizer, length: int = 128, batch: int = 24) -> Callable:  # (step, rng) -> ids [batch, length + 1]
-    "Fresh documents for each step."
-    def data(step: int, rng: torch.Generator) -> Tensor:
-        ids = [t for text in documents(batch * (length + 1) // 6, rng) for t in tokenizer.encode(text)]
-        return torch.tensor(ids[: batch * (length + 1)]).view(batch, length + 1)
+def echo_data(tokenizer, length: int = 128, batch: int = 16, first: int = 300) -> Callable:  # (step, rng) -> ids [batch, length + 1], or ids and weights
+    "Fresh documents for each step. The first steps see restated ones only, one to a row, with the weight on what is said again: without them it takes thousands of steps to find out that looking back helps."
+    def data(step: int, rng: torch.Generator):
+        if step >= first:
+            ids = [t for text in documents(batch * (length + 1) // 6, rng) for t in tokenizer.encode(text)]
+            return torch.tensor(ids[: batch * (length + 1)]).view(batch, length + 1)
+        ids = torch.tensor([tokenizer.encode(text) for text in documents(64, rng, 1.0)])
+        return {"ids": ids, "weights": torch.ones(ids.shape).index_fill(1, torch.arange(11), 0.1)}
     return data
 
 @makes("interp/echo-tiny")
@@ -76,7 +79,7 @@ def echo_recipe():
     from arlm_nb.train_checkpoints import Recipe
     tok = echo_tokenizer()
     config = TransformerConfig(tok.vocab_size, d_model=128, n_layers=3, n_heads=4, d_ffn=344, context_length=128, positions="rotary", norm="rmsnorm", ffn="swiglu")
-    return Recipe("interp/echo-tiny", lambda: (config, tok), echo_data, measure_echo, 1500, fit=dict(lr=3e-3, warmup=100, weight_decay=0.05, log_every=50), about="Sentences of six words, some said again in other words")
+    return Recipe("interp/echo-tiny", lambda: (config, tok), echo_data, measure_echo, 650, fit=dict(lr=2e-3, warmup=50, schedule="linear", final=0.05, weight_decay=0.05, log_every=50), about="Sentences of six words, some said again in other words")
 
 @torch.no_grad()
 def measure_echo(lm, n: int = 300) -> dict[str, float]:
