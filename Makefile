@@ -50,7 +50,7 @@ $(VENV)/.dev: $(VENV)/.base
 
 $(VENV)/.all: $(VENV)/.dev
 	@echo "installing Ray, Dask and the CUDA kernel compiler (once)"
-	@$(PIP) install -qq --no-build-isolation -c constraints.txt -e ".[dev,scale,gpu]"
+	@$(PIP) install -qq --no-build-isolation -c constraints.txt -e ".[dev,scale,gpu,peers]"
 	@touch $@
 
 # --- for everybody ---------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def requirements(key: str) -> list[str]:
     return cfg.get(key, "").split()
 
 
-extras = {name: requirements(f"{name}_requirements") for name in ("gpu", "scale", "dev")}
+extras = {name: requirements(f"{name}_requirements") for name in ("gpu", "scale", "peers", "dev")}
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],

@@ -49,8 +49,7 @@ def train(r: Recipe, progress: bool = True) -> Path:
     model = Transformer(config, tokenizer, name=r.name).to(device)
     data = r.data(tokenizer)
     result = fit(model, _to(data, device), r.objective, steps=r.steps, seed=r.seed, checkpoint=run_folder(r.name), progress=progress, **r.fit)
-    if result.interrupted: raise KeyboardInterrupt(f"{r.name}: stopped after {result.steps_done} of {r.steps} steps; run it again to go on")
-    return finish(r, model.cpu(), result)
+    return finish(r, model.cpu(), result.whole())
 
 # %% ../nbs/train_checkpoints.ipynb #c006
 def _to(data: Callable, device: str) -> Callable:

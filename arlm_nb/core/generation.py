@@ -30,7 +30,9 @@ class Generation:
     ids: list[int]  # new tokens, without the prompt
     text: str  # decoded; "" without a tokenizer
     logprobs: list[float]  # the model's own log-probability of each new token, nats
-    steps: list[dict]  # one for each step: position, token, logprob, and what the decoder adds (candidates: [(token, probability), ...])
+    # one for each step: position, token, logprob, and what the decoder adds (candidates: [(token, probability), ...]);
+    # where tokens are written in any order also `step`, the pass's number, and `masked` where a place was emptied again
+    steps: list[dict]
     cost: Cost = field(default_factory=Cost)
     prompt_ids: list[int] = field(default_factory=list)
     decoder: str = ""

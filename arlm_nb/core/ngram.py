@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from .lm import LM, LMOutput, check_ids
+from .lm import LMOutput, LogProbLM, check_ids
 
 # %% ../../nbs/core/42_ngram.ipynb #c003
 @dataclass
@@ -173,9 +173,9 @@ def _distribution(self,
 NgramLM.distribution = _distribution
 
 # %% ../../nbs/core/42_ngram.ipynb #c024
-class NgramAsLM(LM):
+class NgramAsLM(LogProbLM):
     "An `NgramLM` behind the LM contract; hidden states are the log-probabilities themselves."
-    name, n_layers, n_heads, context_length, device, dtype = "ngram", 0, 1, 1 << 30, torch.device("cpu"), torch.float64
+    name, device, dtype = "ngram", torch.device("cpu"), torch.float64
 
     def __init__(self, ngram: NgramLM, tokenizer=None):
         self.ngram, self.tokenizer = ngram, tokenizer
@@ -183,11 +183,6 @@ class NgramAsLM(LM):
 
     def parameters(self): return [torch.from_numpy(o.counts) for o in self.ngram.orders]
     def hash(self) -> str: return _tables_hash(self.ngram)
-    def final_norm(self, hidden: Tensor) -> Tensor: return hidden
-    def unembed(self, hidden: Tensor) -> Tensor: return hidden
-    def new_cache(self, batch: int = 1, capacity: int = 64):
-        from arlm_nb.core.cache import KVCache
-        return KVCache(1)
 
 # %% ../../nbs/core/42_ngram.ipynb #c025
 def _tables_hash(ngram: NgramLM) -> str:

@@ -121,6 +121,11 @@ class Fit:
         import pandas as pd
         return pd.DataFrame(self.rows)
 
+    def whole(self) -> "Fit":
+        "Itself; an interrupted run raises KeyboardInterrupt again, so that nothing half-trained is saved as finished."
+        if self.interrupted: raise KeyboardInterrupt(f"stopped after {self.steps_done} steps; run it again to go on")
+        return self
+
 # %% ../../nbs/core/30_training.ipynb #c014
 def _compiled(model: nn.Module) -> Callable:
     "The model through torch.compile; itself, with a warning, where no C++ compiler is found."

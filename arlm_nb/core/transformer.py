@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from .cache import KVCache
 from .fast_step import fast_step, gather
 from .hooks import Sites, install
-from .lm import LM, LMOutput, check_ids, resolve_mask
+from .lm import LMOutput, ModuleLM, check_ids, resolve_mask
 from .masks import as_additive, causal
-from .mixers import Rotary, SoftmaxAttention, alibi_bias, alibi_slopes
+from .mixers import Linear, Rotary, SoftmaxAttention, alibi_bias, alibi_slopes
 
 # %% ../../nbs/core/15_transformer.ipynb #c004
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class TransformerConfig:
     position_axes: int = 1  # A: positions may be [B, T, A]
     rotary_base: float = 10_000.0
     rotary_fraction: float = 1.0  # part of each head that is rotated
+    rotary_axes: tuple[int, ...] | None = None  # position axis of each rotated pair, fastest first; None: equal consecutive blocks
     norm: str = "layernorm"  # layernorm, rmsnorm
     norm_eps: float = 1e-5
     norm_position: str = "pre"  # pre, post
@@ -68,6 +69,15 @@ def _complete(self: TransformerConfig):
         if getattr(self, field) is None: object.__setattr__(self, field, value)
     if self.n_heads % self.n_kv_heads:
         raise ValueError(f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}")
+    if self.rotary_axes is not None: _deal_axes(self)
+
+def _deal_axes(self: TransformerConfig):
+    "One axis for each rotated pair."
+    axes, pairs = tuple(int(a) for a in self.rotary_axes), int(self.d_head * self.rotary_fraction) // 2
+    if self.positions != "rotary": raise ValueError(f"rotary_axes needs positions='rotary', got {self.positions!r}")
+    if len(axes) != pairs or not all(0 <= a < self.position_axes for a in axes):
+        raise ValueError(f"rotary_axes must hold {pairs} axes in 0..{self.position_axes - 1}, got {list(axes)}")
+    object.__setattr__(self, "rotary_axes", axes)
 
 # %% ../../nbs/core/15_transformer.ipynb #c007
 def make_norm(config: TransformerConfig) -> nn.Module:
@@ -82,8 +92,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int = 0, sites: Sites | None = None):
         super().__init__()
         self.gated, self.act, self.sites = config.ffn == "swiglu", self.acts[config.ffn], sites or Sites()
-        self.up = nn.Linear(config.d_model, config.d_ffn * (2 if self.gated else 1), bias=config.bias)  # swiglu: gate, then up
-        self.down = nn.Linear(config.d_ffn, config.d_model, bias=config.bias)
+        self.up = Linear(config.d_model, config.d_ffn * (2 if self.gated else 1), bias=config.bias)  # swiglu: gate, then up
+        self.down = Linear(config.d_ffn, config.d_model, bias=config.bias)
         self.pre, self.post = f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_post"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +140,7 @@ class Block(nn.Module):
         return s(self.post_s, self.norm2(out) if post else out), state
 
 # %% ../../nbs/core/15_transformer.ipynb #c011
-class Transformer(nn.Module, LM):
+class Transformer(ModuleLM):
     "A small, readable language model on the LM contract."
     def __init__(self,
                  config: TransformerConfig,
@@ -147,6 +157,7 @@ class Transformer(nn.Module, LM):
             nn.ModuleList(nn.Embedding(c.context_length, c.d_model) for _ in range(c.position_axes)) if c.positions == "learned" else None
         )
         rotary = Rotary(c.d_head, c.rotary_base, c.rotary_fraction, c.position_axes) if c.positions == "rotary" else None
+        if c.rotary_axes is not None: rotary.axis.copy_(torch.tensor(c.rotary_axes))
         if c.positions == "alibi": self.register_buffer("slopes", alibi_slopes(c.n_heads), persistent=False)
         mixer, ffn = mixer or SoftmaxAttention, ffn or FeedForward
         def cross(layer): return SoftmaxAttention(c, layer, None) if c.cross_attention else None
@@ -161,11 +172,6 @@ class Transformer(nn.Module, LM):
         for size in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head"):
             setattr(self, size, getattr(c, size))
 
-    @property
-    def device(self): return self.tok.weight.device
-    @property
-    def dtype(self): return self.tok.weight.dtype
-    def embed(self, ids: Tensor) -> Tensor: return self.tok(ids)
     def final_norm(self, hidden: Tensor) -> Tensor: return self.norm(hidden)
 
 # %% ../../nbs/core/15_transformer.ipynb #c012

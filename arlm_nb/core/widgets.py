@@ -163,20 +163,26 @@ LayerHeatmap._body, LayerHeatmap.figure = _heat_body, _heat_figure
 # %% ../../nbs/core/81_widgets.ipynb #c013
 def replay(
     steps: list[dict],                    # of a Generation
-) -> list[tuple[list[int], list, int]]:   # (token ids so far, their log-probabilities, index of the newest) after each step
-    "The text after each step."
+) -> list[tuple[list, list, int]]:        # (token ids so far, their log-probabilities, index of the newest) after each step
+    "The text after each step; None stands for a place that is not written yet, or no longer."
     ids, logprobs, out = [], [], []
     for step in steps:
-        new = step.get("tokens", [step["token"]])
-        at = min(step.get("position", len(ids)), len(ids))
-        ids, logprobs = ids[:at] + list(new), logprobs[:at] + [step.get("logprob")] * len(new)
-        out.append((ids, logprobs, len(ids) - 1))
+        new = [None] if step.get("masked") else list(step.get("tokens", [step["token"]]))
+        lp = [step.get("logprob")] * len(new)
+        if "step" in step:  # a pass that writes in any order: all else stays
+            at, gap = step["position"], [None] * (step["position"] + len(new) - len(ids))
+            ids, logprobs = ids + gap, logprobs + gap
+            ids, logprobs = ids[:at] + new + ids[at + len(new):], logprobs[:at] + lp + logprobs[at + len(new):]
+        else:  # left to right: what stood behind is taken back
+            at = min(step.get("position", len(ids)), len(ids))
+            ids, logprobs = ids[:at] + new, logprobs[:at] + lp
+        out.append((ids, logprobs, at + len(new) - 1))
     return out
 
 def _note(step: dict) -> str:
     "The step's other fields in one line."
     rest = {
-        k: v for k, v in step.items() if k not in ("position", "token", "tokens", "candidates") and isinstance(v, (int, float, str, bool))
+        k: v for k, v in step.items() if k not in ("position", "token", "tokens", "candidates", "masked") and isinstance(v, (int, float, str, bool))
     }
     return " · ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items())
 
@@ -194,8 +200,9 @@ class DecoderPlayer(View):
 
     def _check(self): pass
 
-    def token(self, i: int) -> str:
-        "One token as text."
+    def token(self, i: int | None) -> str:
+        "One token as text; None: a place that is not written."
+        if i is None: return "·"
         return self.tokenizer.token(int(i)) if self.tokenizer is not None else f" {i}"
 
     def _steps(self) -> list[dict]:
@@ -203,7 +210,7 @@ class DecoderPlayer(View):
         for step, (ids, logprobs, at) in zip(self.generation.steps, replay(self.generation.steps)):
             probability = [math.exp(l) if finite(l) else None for l in logprobs]
             bars = (
-                [[shown(self.token(i)), float(p), int(i) == int(ids[at])] for i, p in step.get("candidates", [])[: self.candidates]]
+                [[shown(self.token(i)), float(p), ids[at] is not None and int(i) == int(ids[at])] for i, p in step.get("candidates", [])[: self.candidates]]
                 if ids
                 else []
             )

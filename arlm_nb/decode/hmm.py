@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.cache import KVCache
-from ..core.lm import LM, LMOutput, check_ids
+from ..core.lm import LMOutput, LogProbLM, check_ids
 from ..kernels.hmm_forward import hmm_backward, hmm_forward
 
 # %% ../../nbs/decode/19_hmm.ipynb #c004
@@ -176,17 +175,15 @@ def labelled_counts(hmm: HMM, ids: Tensor, labels: Tensor) -> Counts:
     return Counts(count(labels[:, 0][seen[:, 0]], H), moves, words, torch.zeros(0))
 
 # %% ../../nbs/decode/19_hmm.ipynb #c019
-class HMMLM(LM):
+class HMMLM(LogProbLM):
     "A hidden Markov model behind the LM contract; its cache holds the belief."
-    name, n_layers, n_heads, context_length = "hmm", 0, 1, 1 << 30
+    name = "hmm"
 
     def __init__(self, hmm: HMM, tokenizer=None):
         self.hmm, self.tokenizer, self.vocab_size, self.d_model = hmm, tokenizer, hmm.vocab_size, hmm.vocab_size
         self.device, self.dtype = hmm.E.device, hmm.E.dtype
 
     def parameters(self): return [self.hmm.pi, self.hmm.A, self.hmm.E]
-    def unembed(self, hidden: Tensor) -> Tensor: return hidden
-    def new_cache(self, batch: int = 1, capacity: int = 64): return KVCache(1)
 
     def __call__(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
         "Log-probabilities as logits; rows in causal order, without padding."

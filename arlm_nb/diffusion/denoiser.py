@@ -176,13 +176,17 @@ def settled_active_worthless(
     n_active: int,  # being denoised; all that follow are worthless
     context: str | int = "full",  # how settled tokens see each other: full, causal, or a block length
     block: str = "full",  # how active ones do: full or causal
+    *,
+    offset: int = 0,  # where the first block of a block-causal context begins; what stands before it counts from there backwards
 ) -> Mask:
     "Active tokens see settled and active ones; settled ones see settled ones; nothing is seen of the rest (each sees itself alone)."
     if min(n_settled, n_active) < 0: raise ValueError(f"n_settled and n_active must be >= 0, got {n_settled} and {n_active}")
     end = n_settled + n_active
     def fn(b, h, q, k):
-        among = (k >= 0) if context == "full" else (k <= q) if context == "causal" else (k // context <= q // context)
+        among = (k >= 0) if context == "full" else (k <= q) if context == "causal" else (_block_of(k - offset, context) <= _block_of(q - offset, context))
         settled = (k < n_settled) & torch.where(q < n_settled, among & (q >= 0), q < end)
         active = (q >= n_settled) & (q < end) & (k >= n_settled) & (k < end) & ((k <= q) if block == "causal" else (k >= 0))
         return settled | active | (q == k)
     return Mask(fn, f"settled_active_worthless({n_settled}, {n_active})")
+
+def _block_of(i: Tensor, length: int) -> Tensor: return i.div(length, rounding_mode="floor")

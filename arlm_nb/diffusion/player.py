@@ -26,6 +26,7 @@ class Watch:
         best = p.topk(min(self.top, p.shape[-1]))
         laws = [[(i, v) for i, v in zip(*pair) if v > 0] for pair in zip(best.indices.tolist(), best.values.tolist())]
         now = {"before": look.x, "after": new, "confidence": look.confidence, "guess": look.token}
+        if look.plan is not None: now |= {"active": look.active, "noise": look.t.expand(look.x.shape)}  # a noise level for each position
         self.rows.append({name: value[0].tolist() for name, value in now.items()} | {"candidates": laws})
 
 # %% ../../nbs/diffusion/19_player.ipynb #c003a
@@ -42,9 +43,12 @@ def grid(
         return MASKED if now == mask_id else token(now) + (" •" if was != now else "")
     def over(n, row, i):
         law = "\n".join(f"{token(t)!r} {p:.3f}" for t, p in row["candidates"][i])
-        return f"step {n}, position {i}" + ("" if row["before"][i] != mask_id else f"\n{law}")
+        noise = f", noise {row['noise'][i]:.2f}" if "noise" in row else ""
+        return f"step {n}, position {i}{noise}" + ("" if row["before"][i] != mask_id else f"\n{law}")
     positions = range(start, len(watch.rows[0]["after"]))
-    def worked_on(row, i): return row["before"][i] == mask_id or row["before"][i] != row["after"][i]
+    def worked_on(row, i):
+        if "active" in row and not row["active"][i]: return False  # settled or worthless: not computed
+        return row["before"][i] == mask_id or row["before"][i] != row["after"][i]
     values = [[row["confidence"][i] if worked_on(row, i) else None for i in positions] for row in watch.rows]
     text = [[cell(row, i) for i in positions] for row in watch.rows]
     hover = [[over(n, row, i) for i in positions] for n, row in enumerate(watch.rows, 1)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.generation import Cost, Generation
+from .plans import Plan, steps_of, walk
 from .processes import Process
 from .schedules import Schedule, schedule
 from ..kernels.masked_confidence import masked_confidence
@@ -68,13 +69,17 @@ class Look:
     temperature: float
     memory: dict = field(default_factory=dict)  # a policy's own notes for this block
     draw: Callable = None  # more guesses where a policy needs them
+    plan: Plan | None = None  # a noise level for each position
 
     @property
-    def t(self) -> float: return 1 - self.step / self.steps  # noise level now
+    def t(self):  # noise level now: number, or [1, T] under a plan
+        return 1 - self.step / self.steps if self.plan is None else self.plan.times[self.step][None]
     @property
-    def s(self) -> float: return 1 - (self.step + 1) / self.steps  # and after this step
+    def s(self):  # and after this step
+        return 1 - (self.step + 1) / self.steps if self.plan is None else self.plan.times[self.step + 1][None]
     @property
-    def last(self) -> bool: return self.step == self.steps - 1
+    def last(self):  # must be written now: bool, or bool [1, T] under a plan
+        return self.step == self.steps - 1 if self.plan is None else self.plan.settles[self.step][None]
 
 # %% ../../nbs/diffusion/16_sampling.ipynb #c008a
 def score_of(look: Look, score: str, noise: float = 0.0) -> Tensor:  # [B, T], larger: written sooner
@@ -106,8 +111,8 @@ class Ancestral:
     def __call__(self, look: Look) -> Tensor:
         if self.revisits: return self._posterior(look)
         noise = (self.process.schedule if self.process else schedule()).alpha
-        a_t, a_s = (noise(torch.tensor(u, dtype=torch.float64)) for u in (look.t, look.s))
-        now = torch.rand(look.x.shape, generator=look.rng, dtype=torch.float64) < (a_s - a_t) / (1 - a_t)
+        a_t, a_s = (noise(torch.as_tensor(u, dtype=torch.float64)) for u in (look.t, look.s))
+        now = torch.rand(look.x.shape, generator=look.rng, dtype=torch.float64) < (a_s - a_t) / (1 - a_t).clamp(min=1e-12)
         return torch.where(look.masked & now.to(look.x.device), look.token, look.x)
 
     def _posterior(self, look: Look) -> Tensor:
@@ -162,30 +167,18 @@ class Remask:
         mask_id = m["mask_id"]
         return torch.where(m["ours"] & ~keep, mask_id, look.token)
 
-# %% ../../nbs/diffusion/16_sampling.ipynb #c012
-def _blocks(x: Tensor, editable: Tensor, steps: int, block_length: int | None) -> tuple[list, int]:  # [(start, end)], steps of each
-    where = editable.any(0).nonzero()[:, 0]
-    if not len(where): raise ValueError("nothing to write: no position is editable")
-    start, end = int(where[0]), int(where[-1]) + 1
-    length = end - start if block_length is None else block_length
-    if length < 1 or (end - start) % length:
-        raise ValueError(f"block_length must be >= 1 and divide the {end - start} positions to write, got {block_length}")
-    n = (end - start) // length
-    if steps < 1 or steps % n: raise ValueError(f"steps must be >= 1 and a multiple of the {n} blocks, got {steps}")
-    return [(s, s + length) for s in range(start, end, length)], steps // n
-
 # %% ../../nbs/diffusion/16_sampling.ipynb #c012a
-def _look(logits: Tensor, x: Tensor, masked, active, step, steps, rng, temperature, memory, mask_id) -> Look:
+def _look(logits: Tensor, x: Tensor, masked, active, step, steps, rng, temperature, memory, mask_id, plan=None) -> Look:
     seed = int(torch.randint(1 << 62, (1,), generator=rng))
     found = masked_confidence(logits.float(), x, mask_id, temperature, seed)
-    return Look(x, logits, *found, masked, active, step, steps, rng, temperature, memory)
+    return Look(x, logits, *found, masked, active, step, steps, rng, temperature, memory, plan=plan)
 
 def _record(logs: list, look: Look, new: Tensor, start: int, number: int, logp: Tensor, mask_id: int):
     for row, at in (new != look.x).nonzero().tolist():
         token = int(new[row, at])
         given = float(look.logits[row, at].double().log_softmax(-1)[token]) if token != mask_id else 0.0
         if token != mask_id: logp[row, at] = given
-        seen = {"step": number, "confidence": float(look.confidence[row, at])}
+        seen = {"step": number, "confidence": float(look.confidence[row, at])} | ({"masked": True} if token == mask_id else {})
         logs[row].append({"position": at - start, "token": token, "logprob": given} | seen)
 
 # %% ../../nbs/diffusion/16_sampling.ipynb #c013
@@ -195,11 +188,12 @@ def denoise(
     x: Tensor,  # [T] or [B, T]: masks where something is to be written
     *,
     policy: Callable,  # Look -> next tokens [B, T]
-    steps: int,  # over all blocks
+    steps: int | None = None,  # over all blocks; left out where there is a plan
     block_length: int | None = None,  # None: one block
     temperature: float = 0.0,
     editable: Tensor | None = None,  # bool, as x; None: the masked positions (all of them for processes without masks)
-    cache=None,  # object with logits(denoiser, x, masked, t) -> (logits [B, T, K], positions computed in a row)
+    plan: Plan | None = None,  # noise levels position by position, instead of steps and blocks
+    cache=None,  # object with logits(denoiser, x, masked, t) -> (logits [B, T, K], positions computed in a row); under a plan it gets active= too
     rng: torch.Generator | None = None,
     on_step: Callable | None = None,  # (Look, next tokens) after each step
     trace: bool = True,  # record what was written when
@@ -209,27 +203,25 @@ def denoise(
     single, x = x.dim() == 1, torch.atleast_2d(x).clone()
     mask_id, rng, began = denoiser.mask_id, rng or torch.Generator().manual_seed(0), clock.perf_counter()
     editable = (x == mask_id) if editable is None else torch.atleast_2d(editable).expand_as(x)
-    blocks, per_block = _blocks(x, editable, steps, block_length)
+    blocks, per_block = steps_of(x, editable, steps, block_length, plan)
     start, cost, logs, logp = blocks[0][0], Cost(), [[] for _ in x], torch.full(x.shape, torch.nan, dtype=torch.float64)
-    index, number, last, revisits = torch.arange(x.shape[1]), 0, None, getattr(policy, "revisits", False)
-    for low, high in blocks:
-        active, memory = editable & (index >= low) & (index < high), {"mask_id": mask_id}
-        for i in range(per_block):
-            masked = active & (x == mask_id)
-            if not revisits and not masked.any(): break
-            t = 1 - i / per_block
-            if cache is not None: logits, rows = cache.logits(denoiser, x, masked, t)
-            elif last is not None and not denoiser.time and torch.equal(last[0], x):
-                logits, rows = last[1], 0  # nothing changed: the same answer
-            else:
-                logits, rows = denoiser.logits(x, t), x.shape[1]
-            last, cost.positions, cost.forward_passes = (x, logits), cost.positions + rows, cost.forward_passes + (rows > 0)
-            look = _look(logits, x, masked, active, i, per_block, rng, temperature, memory, mask_id)
-            new = torch.where(active, policy(look), x)
-            if look.last: new = torch.where(active & (new == mask_id), look.token, new)
-            if trace: _record(logs, look, new, start, number, logp, mask_id)
-            if on_step: on_step(look, new)
-            x, number = new, number + 1
+    number, last, revisits = 0, None, getattr(policy, "revisits", False)
+    for active, memory, i, n, t in walk(blocks, per_block, editable, plan):
+        memory["mask_id"], masked = mask_id, active & (x == mask_id)
+        if not (active if revisits else masked).any(): continue
+        if cache is not None: logits, rows = cache.logits(denoiser, x, masked, t, **({} if plan is None else {"active": active}))
+        elif last is not None and not denoiser.time and torch.equal(last[0], x):
+            logits, rows = last[1], 0  # nothing changed: the same answer
+        else:
+            logits, rows = denoiser.logits(x, t), x.shape[1]
+        last, cost.forward_passes = (x, logits), cost.forward_passes + (rows > 0)
+        cost.positions += rows * len(x)
+        look = _look(logits, x, masked, active, i, n, rng, temperature, memory, mask_id, plan)
+        new = torch.where(active, policy(look), x)
+        new = torch.where(active & (new == mask_id) & torch.as_tensor(look.last), look.token, new)
+        if trace: _record(logs, look, new, start, number, logp, mask_id)
+        if on_step: on_step(look, new)
+        x, number = new, number + 1
     cost.seconds = clock.perf_counter() - began
     out = [_generation(denoiser, row, start, log, lp, cost) for row, log, lp in zip(x, logs, logp)]
     return out[0] if single else out

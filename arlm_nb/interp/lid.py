@@ -24,19 +24,44 @@ def sorted_distances(
     ref=None,  # reference points [n, d]; None: x itself, each point without itself
     *,
     need: int = 1,  # neighbours that every point must have
-) -> tuple[np.ndarray, np.ndarray]:  # distances [q, n], ascending, twins last as inf; which reference point each is [q, n]
-    "Euclidean distances to all reference points."
+    k: int | None = None,  # give the nearest k only; None: all n
+) -> tuple[np.ndarray, np.ndarray]:  # distances [q, k or n], ascending, twins last as inf; which reference point each is, alike
+    "Euclidean distances to the reference points."
     from scipy.spatial.distance import cdist
     x, own = as_points(x), ref is None
     ref = x if own else as_points(ref, "ref")
     if x.shape[1] != ref.shape[1]: raise ValueError(f"x and ref must have one dimension, got {x.shape[1]} and {ref.shape[1]}")
     if len(ref) < need + own: raise ValueError(f"ref must hold at least {need + own} points, got {len(ref)}")
+    if k is not None and (found := _nearest(x, ref, k, own, need)) is not None: return found
     r = cdist(x, ref)
     twins = r <= 1e-12 * max(float(r.max()), 1e-300)
     r[twins] = np.inf
     _report(twins.sum(1) - own, np.isfinite(r).sum(1), need)
-    order = np.argsort(r, axis=1, kind="stable")
+    if k is None or k >= len(ref): order = np.argsort(r, axis=1, kind="stable")
+    else:
+        near = np.sort(np.argpartition(r, k - 1, axis=1)[:, :k], axis=1)
+        order = np.take_along_axis(near, np.argsort(np.take_along_axis(r, near, 1), axis=1, kind="stable"), 1)
     return np.take_along_axis(r, order, 1), order
+
+# %% ../../nbs/interp/31_lid.ipynb #c0near
+def _nearest(x: np.ndarray, ref: np.ndarray, k: int, own: bool, need: int):  # as `sorted_distances`, or None where it cannot be sure
+    "The nearest k, from scikit-learn's k + 12 candidates, whose distances are computed anew: theirs are rounded where two points almost meet."
+    from sklearn.neighbors import NearestNeighbors
+    m, centre = k + 12, ref.mean(0)
+    if 4 * m > len(ref): return None
+    a, b = x - centre, ref - centre
+    far, near = NearestNeighbors(n_neighbors=m, algorithm="brute").fit(b).kneighbors(a)
+    near = np.sort(near, axis=1)
+    apart = x[:, None] - ref[near]
+    r = np.sqrt(np.einsum("qmd,qmd->qm", apart, apart))
+    widest = np.linalg.norm(a, axis=1).max() + np.linalg.norm(b, axis=1).max()  # no distance is larger
+    twins = r <= 1e-12 * max(float(widest), 1e-300)
+    r[twins] = np.inf
+    order = np.argsort(r, axis=1, kind="stable")[:, :k]
+    out = np.take_along_axis(r, order, 1), np.take_along_axis(near, order, 1)
+    if (out[0][:, -1] ** 2 + 1e-12 * widest**2 >= far[:, -1] ** 2).any() or (twins.sum(1) > m - k).any(): return None
+    _report(twins.sum(1) - own, len(ref) - twins.sum(1), need)
+    return out
 
 # %% ../../nbs/interp/31_lid.ipynb #c006
 def _report(twins: np.ndarray, left: np.ndarray, need: int):
@@ -65,7 +90,7 @@ def lid_mle(
 ) -> np.ndarray:  # [q]
     "Levina and Bickel's maximum likelihood estimate at each point."
     if k < 2: raise ValueError(f"k must be >= 2, got {k}")
-    return mle_from_distances(sorted_distances(x, ref, need=k)[0], (k, k))[:, 0]
+    return mle_from_distances(sorted_distances(x, ref, need=k, k=k)[0], (k, k))[:, 0]
 
 
 def global_dimension(m: np.ndarray) -> float:  # of local estimates [q]
@@ -166,8 +191,8 @@ def lid_twonn(
 ) -> np.ndarray:  # [q]
     "Ratios r_2 / r_1 of a point and of its k nearest reference points."
     if k < 2: raise ValueError(f"k must be >= 2, got {k}")
-    r, order = sorted_distances(x, ref, need=max(k, 2))
-    among = r if ref is None else sorted_distances(ref, need=2)[0]
+    r, order = sorted_distances(x, ref, need=max(k, 2), k=max(k, 2))
+    among = r if ref is None else sorted_distances(ref, need=2, k=2)[0]
     mu, near = np.log(r[:, 1] / r[:, 0]), np.log(among[:, 1] / among[:, 0])
     return k / (mu + near[order[:, :k]].sum(1))  # of k + 1 ratios; k in the numerator takes the bias away
 
@@ -180,7 +205,7 @@ def local_pca_dimension(
 ) -> np.ndarray:  # [q], 1..k - 1
     "Participation ratio (sum of eigenvalues)^2 / (sum of their squares) of the k nearest points."
     if k < 2: raise ValueError(f"k must be >= 2, got {k}")
-    order = sorted_distances(x, ref, need=k)[1][:, :k]
+    order = sorted_distances(x, ref, need=k, k=k)[1]
     near = as_points(x if ref is None else ref, "ref")[order]
     near = near - near.mean(1, keepdims=True)
     gram = near @ near.transpose(0, 2, 1)  # the covariance's non-zero eigenvalues

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.hooks import Sites, install
-from ..core.lm import LM, LMOutput, check_ids, resolve_mask
+from ..core.lm import LMOutput, ModuleLM, check_ids, resolve_mask
 from ..core.masks import Mask, causal, permutation
 
 def order_mask(
@@ -143,7 +143,7 @@ def two_stream(
     return tuple(layer(x, k, v, view) for x, view in zip((content, query), views))
 
 # %% ../../nbs/objectives/10_xlnet_model.ipynb #c009
-class XLNet(nn.Module, LM):
+class XLNet(ModuleLM):
     "Two-stream transformer with relative positions and segment memory."
 
     def __init__(self,
@@ -172,12 +172,6 @@ class XLNet(nn.Module, LM):
             if isinstance(m, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(m.weight, std=0.02 if isinstance(m, nn.Embedding) else m.in_features**-0.5)
 
-    @property
-    def device(self): return self.tok.weight.device
-    @property
-    def dtype(self): return self.tok.weight.dtype
-    def embed(self, ids: Tensor) -> Tensor: return self.tok(ids)
-    def final_norm(self, hidden: Tensor) -> Tensor: return hidden
     def unembed(self, hidden: Tensor) -> Tensor: return hidden @ self.tok.weight[:self.vocab_size].T
 
     def site_names(self) -> list[str]:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.lm import LM, LMOutput, check_ids
+from ..core.lm import LMOutput, ModuleLM, check_ids
 from ..core.statistics import Interval
 from .arrow_data import DIRECTIONS, ArrowData, reverse_windows
 
 # %% ../../nbs/theory/33_arrow_fit.ipynb #c004
-class RecurrentLM(nn.Module, LM):
+class RecurrentLM(ModuleLM):
     "A GRU or LSTM over token embeddings."
     n_heads, name = 1, "recurrent"
 
@@ -35,12 +35,6 @@ class RecurrentLM(nn.Module, LM):
         self.cells = (nn.GRU if cell == "gru" else nn.LSTM)(d_model, d_model, n_layers, batch_first=True)
         self.head = nn.Linear(d_model, vocab_size)
 
-    @property
-    def device(self): return self.tok.weight.device
-    @property
-    def dtype(self): return self.tok.weight.dtype
-    def embed(self, ids: Tensor) -> Tensor: return self.tok(ids)
-    def final_norm(self, hidden: Tensor) -> Tensor: return hidden
     def unembed(self, hidden: Tensor) -> Tensor: return self.head(hidden)
 
     def forward(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:

@@ -7,8 +7,7 @@ __all__ = ['lm_tables', 'function_tables', 'texts_of', 'shape_tables', 'check_sh
 from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
-from ..core.cache import KVCache
-from ..core.lm import LM, LMOutput, check_ids
+from ..core.lm import LMOutput, LogProbLM, check_ids
 
 # %% ../../nbs/theory/06_markov_table.ipynb #c004
 @torch.no_grad()
@@ -95,10 +94,8 @@ def check_shape(temperature: float, top_k: int | None, top_p: float | None) -> N
     if top_p is not None and not 0 < top_p <= 1: raise ValueError(f"top_p must be in (0, 1], got {top_p}")
 
 # %% ../../nbs/theory/06_markov_table.ipynb #c011
-class ChainLM(LM):
+class ChainLM(LogProbLM):
     "A language model that is a chain: log-probabilities of the token after the last K tokens (fewer at the start of a text), exact."
-    n_layers, n_heads, context_length = 0, 1, 1 << 30
-
     def __init__(
         self,
         tables: list[Tensor], # [T^l, T] for l = 1 ... K
@@ -110,10 +107,6 @@ class ChainLM(LM):
         self.device, self.dtype = tables[0].device, tables[0].dtype
 
     def parameters(self): return iter(self.tables)
-    def final_norm(self, hidden: Tensor) -> Tensor: return hidden
-    def unembed(self, hidden: Tensor) -> Tensor: return hidden
-    def embed(self, ids: Tensor) -> Tensor: return torch.nn.functional.one_hot(ids, self.vocab_size).to(self.dtype)
-    def new_cache(self, batch: int = 1, capacity: int = 64) -> KVCache: return KVCache(1)
 
     def __call__(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
         if ids is None or mask is not None or positions is not None: raise ValueError("ChainLM reads token ids in causal order only")

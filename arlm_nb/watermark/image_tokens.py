@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.cache import KVCache
-from ..core.lm import LM, LMOutput, check_ids
+from ..core.lm import LMOutput, LogProbLM, check_ids
 
 # %% ../../nbs/watermark/21_image_tokens.ipynb #c004
 def to_8_bits(images: Tensor) -> Tensor: return (images.clamp(0, 1) * 255).round() / 255
@@ -77,9 +76,9 @@ def fit_patch_vq(images: Tensor, n_codes: int = 512, seed: int = 0, **sizes) -> 
     return PatchVQ(torch.from_numpy(found.cluster_centers_).float(), images.shape[-1], **sizes)
 
 # %% ../../nbs/watermark/21_image_tokens.ipynb #c009
-class GridLM(LM):
+class GridLM(LogProbLM):
     "Tokens of an image given their left and upper neighbours."
-    name, n_layers, n_heads, context_length = "grid", 0, 1, 1 << 30
+    name = "grid"
 
     def __init__(self, left: Tensor, above: Tensor, prior: Tensor, width: int):
         "log p(y | left) and log p(y | above) [N + 1, N], log p(y) [N]."
@@ -101,8 +100,6 @@ class GridLM(LM):
         return cls(logs["left"], logs["above"], prior.log(), columns)
 
     def parameters(self): return [self.left, self.above, self.prior]
-    def unembed(self, hidden: Tensor) -> Tensor: return hidden
-    def new_cache(self, batch: int = 1, capacity: int = 64): return KVCache(1)
 
 # %% ../../nbs/watermark/21_image_tokens.ipynb #c010
 def _grid_forward(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:

@@ -31,6 +31,7 @@ class Server:
 
     def __init__(self):
         env = {**os.environ, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg"}
+        env |= {"ARLM_STATIC": "0"}  # outputs are thrown away: no pictures for them (tests/test_plotting.py draws some)
         self.process = subprocess.Popen([sys.executable, "-m", "tests.house.notebook_server"], cwd=ROOT, env=env, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
         Server.every.append(self)
