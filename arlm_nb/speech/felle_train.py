@@ -80,7 +80,7 @@ def felle_few(model: Felle, batch: dict, rng: torch.Generator):
     return felle_loss(model, batch, rng, flow_frames=384)
 
 # %% ../../nbs/speech/22_felle_train.ipynb #c011
-def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int = 200, each: int = 4, checkpoint=None, folder=None,
+def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int = 200, each: int = 6, checkpoint=None, folder=None,
                 voices: dict | None = None, start: Felle | None = None, lr: float = 2e-3) -> Felle:
     "Train one system, afresh or from `start`, and save it as speech/<name>."
     from arlm_nb.core.paths import writable_path
@@ -98,7 +98,7 @@ def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int 
         checkpoint=checkpoint,
         checkpoint_every=250,
         progress=False,
-    )
+    ).whole()
     folder = folder or writable_path("checkpoints", "speech", name, "note.json").parent
     write_tensors(
         folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items() if k != "lm.head.weight"}, {"format": "arlm_nb"}
@@ -118,11 +118,13 @@ def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int 
     (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n")
     return model.eval()
 
-STEPS, MORE = 700, 150  # of FELLE; of the baseline, after these
+STEPS, MORE = 1200, 200  # of FELLE; of the baseline, after these
 
 # %% ../../nbs/speech/22_felle_train.ipynb #c012
 @makes("speech/felle")
-def make_felle(): return train_felle("felle", felle_few, STEPS)
+def make_felle(voices: dict | None = None, checkpoint=None):
+    "The shipped system."
+    return train_felle("felle", felle_few, STEPS, voices=voices, checkpoint=checkpoint)
 
 @makes("speech/felle-regression", after=("speech/felle",))
 def make_regression(voices: dict | None = None, checkpoint=None):

@@ -101,7 +101,7 @@ def train_speaker(
     torch.manual_seed(1)
     model, material = SpeakerJudge(), material or judge_material(utterances, 0.25)
     done = fit(model, rows_of(material, batch), speaker_loss, steps=steps, lr=3e-3, warmup=50, weight_decay=0.02, seed=1,
-               checkpoint=checkpoint, checkpoint_every=500, progress=False)
+               checkpoint=checkpoint, checkpoint_every=500, progress=False).whole()
     note = {"data": f"judge_material({utterances}, 0.25), speakers 0..199", "seed": 1, "steps": steps, "batch": batch,
             "loss": [[r["step"], round(r["loss"], 3)] for r in done.rows[::10]], "seconds": done.rows[-1]["seconds"]}
     save_judge(model, "speaker", note)
