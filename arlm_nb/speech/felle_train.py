@@ -113,7 +113,7 @@ def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int 
         "steps": steps,
         "batch": batch,
         "seconds": done.rows[-1]["seconds"],
-        "loss": [{k: round(v, 4) for k, v in r.items() if k not in ("lr", "grad_norm", "seconds")} for r in done.rows[::20]],
+        "loss": [{k: round(v, 4) for k, v in r.items() if k not in ("lr", "grad_norm", "seconds")} for r in [*done.rows[:-1:4], done.rows[-1]]],
     }
     (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n")
     return model.eval()
