@@ -53,7 +53,7 @@ def text_data() -> Callable:  # data(step, rng) -> ids [ROWS, CONTEXT + 1]
     return windows(text_row(), CONTEXT, ROWS)
 
 # %% ../../nbs/objectives/34_ct_train.ipynb #c006
-@makes(BASE, after=("docs-1m",))
+@makes("objectives/ct-base", after=("docs-1m",))
 def base_recipe():
     "How the start is trained."
     from arlm_nb.core.transformer import TransformerConfig
