@@ -173,7 +173,7 @@ def train_ctc(steps: int = 500, utterances: int = 1800, batch: int = 16, checkpo
     torch.manual_seed(0)
     model, material = CTCJudge(), material or judge_material(utterances)
     done = fit(model, rows_of(material, batch), ctc_loss, steps=steps, lr=3e-3, warmup=50, weight_decay=0.01, checkpoint=checkpoint,
-               checkpoint_every=500, progress=False)
+               checkpoint_every=500, progress=False).whole()
     note = {"data": f"judge_material({utterances}), speakers 0..199", "seed": 0, "steps": steps, "batch": batch,
             "loss": [[r["step"], round(r["loss"], 3)] for r in done.rows[::10]], "seconds": done.rows[-1]["seconds"]}
     save_judge(model, "ctc", note)
