@@ -55,7 +55,7 @@ def _fit(self: CompressedCache, lm):
     "Refuse models whose attention needs more than keys; gather the parts of the fast decoding step."
     config = getattr(lm, "config", None)
     attention_sites(lm)
-    if getattr(config, "positions", "") == "alibi" or hasattr(config, "alibi") and config.alibi or getattr(config, "model_type", "") == "bloom":
+    if getattr(config, "positions", "") == "alibi" or getattr(config, "alibi", False) or getattr(config, "model_type", "") in ("bloom", "mpt"):
         raise ValueError(f"{lm.name} uses ALiBi, which needs one position for each slot: a cache that differs by head cannot give it")
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise ValueError(f"{lm.name} uses a sliding window of {config.sliding_window} tokens by slot: load it without, or compress nothing")
