@@ -13,6 +13,7 @@ from ..core.cache import KVCache
 from ..core.hooks import site_name
 from .eviction_scores import KeyScore, RaggedKV
 from .q_geometry import attention_sites
+from ..kernels.kv_evict import kv_evict
 
 # %% ../../nbs/efficiency/22_compressed_cache.ipynb #c003
 class CompressedCache(KVCache):
@@ -103,6 +104,10 @@ CompressedCache.advance, CompressedCache.shrink = _advance, shrink
 def evict(state: RaggedKV, budget: int, recent_from: int, sinks: int = 0):
     "Give up the lowest scores of one layer; positions >= recent_from and < sinks are safe."
     if state.length <= budget: return
+    if state.length == budget + 1 and state.k.dtype in (torch.float32, torch.bfloat16, torch.float16):  # one launch, in place
+        kv_evict(state.k, state.v, state.at, state.score, None, state.length, recent_from, sinks)
+        state.length = budget
+        return
     _, at, score = state.held
     score = score.masked_fill(at >= recent_from, torch.inf)
     if sinks: score = score.masked_fill(at < sinks, torch.inf)

@@ -17,7 +17,7 @@ def _free(at: Tensor, score: Tensor, recent_from: int, sinks: int) -> Tensor: # 
 
 def _evict_cpu(K, V, at, score, u, n, recent_from, sinks):
     last = n - 1
-    score[:, last] = (K[:, last].float() * u).sum(-1)
+    if u is not None: score[:, last] = (K[:, last].float() * u).sum(-1)
     open_ = _free(at[:, :n], score[:, :n], recent_from, sinks)
     slot = torch.where(torch.isposinf(open_).all(-1), last, open_.argmin(-1))
     rows = torch.arange(len(K), device=K.device)
@@ -35,8 +35,9 @@ template <class Z> __device__ inline void evict(Z* K, Z* V, i64* at, float* scor
   i64* a = at + row * capacity;
   float* s = score + row * capacity;
   float fresh = 0.0f;
-  for (int i = lane; i < d; i += 32) fresh += widen(k[i64(last) * d + i]) * u[row * d + i];
+  if (u) for (int i = lane; i < d; i += 32) fresh += widen(k[i64(last) * d + i]) * u[row * d + i];
   for (int step = 16; step; step >>= 1) fresh += __shfl_xor_sync(0xffffffffu, fresh, step);
+  if (!u) fresh = s[last];
   float best = INF;
   int where = last;
   for (int i = lane; i < n; i += 32) {
@@ -69,7 +70,7 @@ _NAMED = {t: name for t, name in NAMES.items() if t != torch.float64}
 def _evict_cuda(K, V, at, score, u, n, recent_from, sinks):
     rows, capacity, d = K.shape
     slot = torch.empty(rows, dtype=torch.long, device=K.device)
-    _kernel.launch(f"evict_{_NAMED[K.dtype]}", (-(-rows // 4),), (128,), K, V, at, score, u.contiguous(), slot, np.int64(rows),
+    _kernel.launch(f"evict_{_NAMED[K.dtype]}", (-(-rows // 4),), (128,), K, V, at, score, u, slot, np.int64(rows),
                    *map(np.int32, (capacity, n, d)), np.int64(recent_from), np.int64(sinks))
     return slot
 
@@ -81,7 +82,7 @@ def kv_evict(
     V: Tensor, # values, likewise
     at: Tensor, # positions [B, H, M] int64, changed in place
     score: Tensor, # scores [B, H, M] float32, changed in place; of the newest slot it is computed
-    u: Tensor, # filters [H, d]
+    u: Tensor | None, # filters [H, d]; None: the newest slot's score is there already
     n: int, # slots in use, the newest token in slot n - 1
     recent_from: int, # positions from here on are safe
     sinks: int = 0, # positions below are safe
@@ -89,13 +90,13 @@ def kv_evict(
     "Score the newest key of each head, give up the lowest slot, move the newest there."
     _check(K, V, at, score, u, n)
     B, H, M, d = K.shape
-    flat = u.to(torch.float32).expand(B, H, d).reshape(B * H, d)
+    flat = None if u is None else u.to(torch.float32).expand(B, H, d).reshape(B * H, d).contiguous()
     return _kernel(K.view(B * H, M, d), V.view(B * H, M, d), at.view(B * H, M), score.view(B * H, M), flat, n, recent_from, sinks).view(B, H)
 
 def _check(K, V, at, score, u, n):
-    if K.ndim != 4 or V.shape != K.shape or at.shape != K.shape[:3] or score.shape != K.shape[:3] or u.shape != (K.shape[1], K.shape[3]):
+    if K.ndim != 4 or V.shape != K.shape or at.shape != K.shape[:3] or score.shape != K.shape[:3] or u is not None and u.shape != (K.shape[1], K.shape[3]):
         raise ValueError("K and V [B, H, M, d], at and score [B, H, M] and u [H, d] must agree, got "
-                         + ", ".join(str(list(t.shape)) for t in (K, V, at, score, u)))
+                         + ", ".join("none" if t is None else str(list(t.shape)) for t in (K, V, at, score, u)))
     if not 1 <= n <= K.shape[2]: raise ValueError(f"n must be in 1..{K.shape[2]}, got {n}")
     if K.dtype not in _NAMED or V.dtype != K.dtype or at.dtype != torch.int64 or score.dtype != torch.float32:
         raise ValueError(f"K and V must be float32, bfloat16 or float16, at int64, score float32, got {K.dtype}, {V.dtype}, {at.dtype}, {score.dtype}")
