@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.cache import LayerKV
+from ..core.hooks import site_name
 from ..kernels.philox import philox_uniform
 from .q_geometry import QFilters
 
@@ -174,8 +175,11 @@ class OracleScore(KeyScore):
 @torch.no_grad()
 def oracle_score(lm, ids: Tensor) -> OracleScore:  # ids [B, T]: the text, the part still to come included
     "True attention of the future; needs memory T^2 for each head, and exists for one text only."
-    with lm.record("pattern") as seen: lm(ids)
-    def ahead(pattern):  # [B, H, T, T] -> sums over queries t.. [B, H_kv, T + 1, T]
-        mean = pattern.float().unflatten(1, (lm.n_kv_heads, -1)).mean(2)
-        return F.pad(mean.flip(2).cumsum(2).flip(2), (0, 0, 0, 1)).half()
-    return OracleScore([ahead(seen["pattern", l]) for l in range(lm.n_layers)])
+    table = [None] * lm.n_layers
+    def ahead(l):  # [B, H, T, T] -> sums over queries t.. [B, H_kv, T + 1, T]
+        def look(pattern):
+            mean = pattern.detach().float().unflatten(1, (lm.n_kv_heads, -1)).mean(2)
+            table[l] = F.pad(mean.flip(2).cumsum(2).flip(2), (0, 0, 0, 1)).half()
+        return look
+    with lm.patch({site_name("pattern", l): ahead(l) for l in range(lm.n_layers)}): lm(ids)
+    return OracleScore(table)

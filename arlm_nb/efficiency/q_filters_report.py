@@ -28,9 +28,9 @@ LONG = dict(length=512, budgets=(32, 64, 128, 256), recent=32, every=8)  # the m
 SHORT = dict(length=64, budgets=(8, 12, 16, 24), recent=4, every=1)  # where a small model needs most of what it has read
 
 # %% ../../nbs/efficiency/26_q_filters_report.ipynb #c003
-def ablations(lm, text: Tensor, tokens: int = 20_000) -> dict[str, QFilters]:
+def ablations(lm, text: Tensor, tokens: int = 20_000, window: int | None = None) -> dict[str, QFilters]:
     "The filters, and what each part of their making is for."
-    ids, site = calibration(lm, text, tokens), attention_sites(lm)[0]
+    ids, site = calibration(lm, text, tokens, window), attention_sites(lm)[0]
     moments = query_moments(lm, ids, site)
     f = filters_from(lm, moments)
     return {"q_filters": f, "flipped sign": flipped(f), "random direction": random_direction(f), "one per layer": one_per_layer(f),
@@ -52,7 +52,9 @@ def code_texts(lm, split: str, n: int, length: int | None = None) -> Tensor:  # 
 def streaming_study(lm, *, length: int, budgets: Sequence[int], recent: int, every: int, texts: int = 4, seed: int = 0) -> dict[tuple[str, int], Tensor]:
     "(score, budget) -> mean loss of each text, counted from a quarter of its length on; budget 0 is the full cache."
     train, ids = code_texts(lm, "train", 60).flatten(), code_texts(lm, "test", texts, length)
-    start, chosen = length // 4, scores(ablations(lm, train), seed) | {"oracle": oracle_score(lm, ids[:, :-1])}
+    kinds = ablations(lm, train, window=length)
+    if length < lm.context_length: kinds["other positions"] = filters_from(lm, query_moments(lm, calibration(lm, train), attention_sites(lm)[0]))
+    start, chosen = length // 4, scores(kinds, seed) | {"oracle": oracle_score(lm, ids[:, :-1])}
     out = {("full", 0): streaming_nll(lm, ids, lm.new_cache(len(ids)))[:, start:].mean(1)}
     for name, score in chosen.items():
         for budget in budgets:

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'attention_sites', 'calibration', 'query_moments', 'principal', 'group_filters', 'QFilters', 'filters_from',
-           'compute_filters', 'flipped', 'random_direction', 'one_per_layer', 'Geometry', 'later_logits', 'geometry']
+           'compute_filters', 'flipped', 'random_direction', 'one_per_layer', 'Geometry', 'later_logits',
+           'later_weights', 'geometry']
 
 # %% ../../nbs/efficiency/20_q_geometry.ipynb #c002
 from collections.abc import Sequence
@@ -130,7 +131,7 @@ def one_per_layer(filters: QFilters) -> QFilters:
 @dataclass
 class Geometry:
     "Queries and keys of one text, seen along the filters."
-    heads: list[dict]  # layer, head, positive, kappa, slope, r_filter, r_random, r_norm, energy
+    heads: list[dict]  # layer, head, positive, kappa, slope, r_filter, r_random, r_norm, r_weight, energy
     on_u: tuple[Tensor, Tensor]  # projections of queries and of keys on u [L, H, n]
     on_random: tuple[Tensor, Tensor]  # the same on a random direction
     mean_logit: Tensor  # [L, H, n]: of each key, over the later queries of its text (before the division by sqrt(d_h))
@@ -151,12 +152,21 @@ def later_logits(q: Tensor, k: Tensor, margin: int) -> Tensor:  # [L, B, T, H, d
     count = torch.arange(q.shape[2] - 1, -1, -1, device=q.device).clamp(min=1)
     return (after / count[:, None, None] * k).sum(-1)[:, :, :q.shape[2] - margin]
 
+def later_weights(pattern: Tensor, margin: int) -> Tensor:  # [L, B, H, T, T] -> [L, H, B (T - margin)]
+    "Mean attention that each key gets from the queries after it."
+    T = pattern.shape[-1]
+    later = torch.ones(T, T, device=pattern.device).tril(-1)
+    mean = (pattern * later).sum(3) / later.sum(0).clamp(min=1)
+    return mean[..., :T - margin].transpose(1, 2).flatten(2).float()
+
 # %% ../../nbs/efficiency/20_q_geometry.ipynb #c017
 @torch.no_grad()
-def geometry(lm, data, filters: QFilters | None = None, tokens: int = 8192, margin: int = 16, seed: int = 0) -> Geometry:
+def geometry(lm, data, filters: QFilters | None = None, tokens: int = 8192, margin: int = 16, window: int | None = None, seed: int = 0) -> Geometry:
     "Item by item what the filters assume, on text that they have not seen; keys with fewer than `margin` later queries are left out."
-    filters, sites = (filters or compute_filters(lm, data)).check(lm), attention_sites(lm)
-    with lm.record(sites) as seen: lm(calibration(lm, data, tokens))
+    filters, sites = (filters or compute_filters(lm, data, tokens, window=window)).check(lm), attention_sites(lm)
+    weights = {}
+    def look(l): return lambda pattern: weights.__setitem__(l, later_weights(pattern[None], margin)[0])
+    with lm.record(sites) as seen, lm.patch({site_name("pattern", l): look(l) for l in range(lm.n_layers)}): lm(calibration(lm, data, tokens, window))
     q, k = (seen.stack(s).float() for s in sites)  # [L, B, T, H, d]
     groups = lm.n_heads // lm.n_kv_heads
     k, u = k.repeat_interleave(groups, 3), filters.u.to(q).repeat_interleave(groups, 1)
@@ -165,9 +175,10 @@ def geometry(lm, data, filters: QFilters | None = None, tokens: int = 8192, marg
     def along(x, w): return torch.einsum("lnhd,lhd->lhn", x.flatten(1, 2), w)
     kept = k[:, :, :k.shape[2] - margin]
     qu, ku, kv, norm = along(q, u), along(kept, u), along(kept, v), -kept.norm(dim=-1).flatten(1, 2).transpose(1, 2)
+    weight = torch.stack([weights[l] for l in range(lm.n_layers)])
     slope = (ku * logit).sum(-1) / (ku * ku).sum(-1)
     energy = filters.spectrum[..., 0] ** 2 / (filters.spectrum ** 2).sum(-1)
     columns = dict(positive=(qu > 0).float().mean(-1), kappa=qu.mean(-1), slope=slope, r_filter=_corr(ku, logit), r_random=_corr(kv, logit),
-                   r_norm=_corr(norm, logit), energy=energy)
+                   r_norm=_corr(norm, logit), r_weight=_corr(ku, weight), energy=energy)
     heads = [dict(layer=l, head=h) | {c: float(x[l, h]) for c, x in columns.items()} for l in range(lm.n_layers) for h in range(lm.n_heads)]
     return Geometry(heads, (qu, ku), (along(q, v), kv), logit, filters.spectrum)
