@@ -16,7 +16,7 @@ from .eviction_scores import (
 from .needle_eval import Needle, needle, read_haystacks
 from .needle_task import NeedleTask, haystacks
 from .q_filters_report import (
-    CODE, LONG, NEEDLE, SHORT, increase, needle_study, needle_table, q_filters_claim, streaming_study, streaming_table)
+    CODE, NEEDLE, SHORT, increase, needle_study, needle_table, q_filters_claim, streaming_study, streaming_table)
 from .q_geometry import Geometry, QFilters, compute_filters, flipped, geometry, one_per_layer, random_direction
 
 _all_ = ["compute_filters", "QFilters", "CompressedCache", "compress", "q_filter_score", "knorm_score", "streaming_score", "snapkv_score", "random_score",

@@ -40,14 +40,17 @@ def calibration(lm, data, tokens: int = 20_000, window: int | None = None) -> Te
 
 # %% ../../nbs/efficiency/20_q_geometry.ipynb #c005
 @torch.no_grad()
-def query_moments(lm, ids: Tensor, site: str, batch: int = 8) -> tuple[Tensor, Tensor, int]:  # sum q q^T [L, H, d, d], sum q [L, H, d], n
-    "Second and first moments of all queries in float64: all that the decomposition needs, for any length of text."
+def query_moments(lm, ids: Tensor, site: str, where: Tensor | None = None, batch: int = 8) -> tuple[Tensor, Tensor, int]:  # sum q q^T [L, H, d, d], sum q, n
+    "Second and first moments of all queries (or of those at `where`, bool [n, T]) in float64: all that the decomposition needs, for any length of text."
+    where = torch.ones_like(ids, dtype=torch.bool) if where is None else where
+    if where.shape != ids.shape or where.sum() < lm.d_head: raise ValueError(
+        f"where must be bool {list(ids.shape)} with at least d_head = {lm.d_head} queries, got {list(where.shape)} with {int(where.sum())}")
     gram = total = 0.0
-    for rows in ids.split(batch):
+    for rows, some in zip(ids.split(batch), where.split(batch)):
         with lm.record(site) as seen: lm(rows)
-        q = seen.stack(site).double().flatten(1, 2)  # [L, n, H, d]
+        q = seen.stack(site)[:, some].double()  # [L, n, H, d]
         gram, total = gram + torch.einsum("lnhd,lnhe->lhde", q, q), total + q.sum(1)
-    return gram, total, ids.numel()
+    return gram, total, int(where.sum())
 
 def principal(gram: Tensor, total: Tensor, n: int, centred: bool = False) -> tuple[Tensor, Tensor]:  # u [..., d], singular values [..., d]
     "First right singular vector of Q from its moments, with positive mean projection (section 3.2); `centred` is the wrong way, for comparison."
@@ -107,10 +110,11 @@ def compute_filters(lm,
                     window: int | None = None,  # tokens the model reads at once; default: its context, 512 at most
                     kind: str = "svd",  # one of KINDS
                     rotated: bool = True,  # False: queries before the rotation of positions
+                    where: Tensor | None = None,  # bool, as ids [n, T]: which queries count; default: all
                     ) -> QFilters:
     "The filters of a model (section 3.2), computed once."
     site = attention_sites(lm)[0] if rotated else "q"
-    return filters_from(lm, query_moments(lm, calibration(lm, data, tokens, window), site), kind)
+    return filters_from(lm, query_moments(lm, calibration(lm, data, tokens, window), site, where), kind)
 
 # %% ../../nbs/efficiency/20_q_geometry.ipynb #c011
 def flipped(filters: QFilters) -> QFilters:
