@@ -2,6 +2,7 @@
 import numpy as np
 import torch
 from arlm_nb.kernels.fm_index_search import fm_build, fm_index_search, fm_next_counts
+from arlm_nb.kernels.kv_evict import kv_evict
 from arlm_nb.kernels.hmm_forward import hmm_backward, hmm_forward, hmm_log_prob
 from arlm_nb.kernels.linear_scan import linear_scan
 from arlm_nb.kernels.linear_scan_cuda import naive_cuda
@@ -260,7 +261,36 @@ def cast_cases(rng):
                         yield label, call, want.nan_to_num(nan=-77.0, posinf=1e300, neginf=-1e300), (0, 0)
 
 
+def evict_cases(rng):
+    r = generator(rng)
+    for B, H, M, d, n in [(1, 1, 1, 1, 1), (1, 3, 9, 5, 7), (2, 5, 40, 33, 40), (1, 2, 300, 64, 257)]:
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-4), (torch.float16, 1e-4)):
+            for recent_from, sinks, filtered in ((n, 0, True), (n - n // 4, 2, True), (n - 1, 0, False), (0, 0, True)):
+                K, V = torch.randn(2, B, H, M, d, generator=r).to(dtype)
+                at = torch.rand(B, H, M, generator=r).argsort(-1)
+                score, u = torch.randn(B, H, M, generator=r).mul(3).round(), torch.randn(H, d, generator=r) if filtered else None
+                if M > 8: score[..., 3] = torch.nan
+                wK, wV, wat, ws = K.double(), V.double(), at.clone(), score.double()
+                slots = torch.zeros(B, H)
+                for b in range(B):
+                    for h in range(H):
+                        if filtered: ws[b, h, n - 1] = (wK[b, h, n - 1] * u[h].double()).sum()
+                        free = [i for i in range(n) if sinks <= wat[b, h, i] < recent_from]
+                        low = min(free, key=lambda i: -1e30 if ws[b, h, i].isnan() else float(ws[b, h, i])) if free else n - 1
+                        for t in (wK, wV, wat, ws): t[b, h, low] = t[b, h, n - 1]
+                        slots[b, h] = low
+
+                def call(move, K=K, V=V, at=at, score=score, u=u, n=n, recent_from=recent_from, sinks=sinks):
+                    x = [move(t) for t in (K, V, at, score)]
+                    slot = kv_evict(*x, None if u is None else move(u), n, recent_from, sinks)
+                    return flat(*x, slot).nan_to_num(nan=-77.0)
+
+                want = flat(wK, wV, wat, ws, slots).nan_to_num(nan=-77.0)
+                yield f"{B} {H} {M} {d} {n} {dtype} {recent_from} {sinks} {filtered}", call, want, (tolerance, tolerance)
+
+
 MORE_CASES = {
+    "kv_evict": evict_cases,
     "linear_scan": linear_scan_cases,
     "selective_scan": selective_scan_cases,
     "hmm_forward": hmm_cases,

@@ -78,6 +78,11 @@ class KVCache:
         "Position of each slot, [B or 1, S] (or [B, S, A] with A axes)."
         return torch.arange(self.length)[None] if self._positions is None else self._positions
 
+    @property
+    def slots(self) -> int:
+        "S, keys a query may look at: all `length` tokens read, fewer in a cache that evicts."
+        return self.length
+
     def keys(self, layer: int) -> Tensor:
         "[B, H_kv, S, d_head]"
         s = self.states[layer]

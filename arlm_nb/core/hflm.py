@@ -356,9 +356,9 @@ HFLM._windowed, HFLM._block_hook, HFLM._mask_now = _windowed, _block_hook, None
 @contextmanager
 def _running(self: HFLM, x_len: int, batch: int, cache, positions, mask):
     "Everything a pass needs: mask, positions, hooks, attention; undone at the end."
-    past = 0 if cache is None else cache.length
-    mask = resolve_mask(mask, x_len, past + x_len, batch, self.n_heads, self.device)
-    if mask is None: mask = causal().dense(x_len, past + x_len, device=self.device)
+    past, slots = (0, 0) if cache is None else (cache.length, cache.slots)
+    mask = resolve_mask(mask, x_len, slots + x_len, batch, self.n_heads, self.device)
+    if mask is None: mask = causal().dense(x_len, slots + x_len, device=self.device)
     if positions is None: positions = torch.arange(past, past + x_len, device=self.device)[None]
     if positions.dim() != 2 or positions.shape[1] != x_len: raise ValueError(f"positions must be [B, {x_len}], got {list(positions.shape)}")
     if int(positions.max()) >= self.context_length:

@@ -215,9 +215,9 @@ def _positions(self: Transformer, x: Tensor, positions: Tensor | None, past: int
         raise ValueError(f"positions must be in 0..{c.context_length - 1}, got {int(positions.max())}")
     return positions
 
-def _bias(self: Transformer, mask: Tensor | None, positions: Tensor, cache: KVCache | None, T: int, past: int) -> Tensor | None:
+def _bias(self: Transformer, mask: Tensor | None, positions: Tensor, cache: KVCache | None, T: int) -> Tensor | None:
     "The mask, with ALiBi's distance penalty or an encoder's full view put in."
-    S = past + T
+    S = (0 if cache is None else cache.slots) + T
     if mask is None and not self.config.causal: mask = torch.ones(1, 1, T, S, dtype=torch.bool, device=positions.device)
     if self.config.positions != "alibi": return mask
     keys = positions if cache is None else torch.cat([cache.positions.to(positions.device).expand(len(positions), -1), positions], 1)
@@ -244,10 +244,10 @@ def _hidden(self: Transformer, ids, embeds, cache, positions, mask, memory) -> T
     "All blocks and the last norm -> [B, T, d]."
     x = self.sites("hook_embed", self.tok(check_ids(ids, self.vocab_size)) if embeds is None else embeds)
     past, T = 0 if cache is None else cache.length, x.shape[1]
-    mask = resolve_mask(mask, T, past + T, len(x), self.n_heads, x.device)
+    mask = resolve_mask(mask, T, (0 if cache is None else cache.slots) + T, len(x), self.n_heads, x.device)
     pos = self._positions(x, positions, past)
     if self.pos is not None: x = x + self.sites("hook_pos_embed", self._learned(pos))
-    x = self._run(x, 0, self.n_layers, pos, self._bias(mask, pos, cache, T, past), cache, memory)
+    x = self._run(x, 0, self.n_layers, pos, self._bias(mask, pos, cache, T), cache, memory)
     if cache is not None: cache.advance(T, positions)
     return self.sites("ln_final.hook_normalized", self.norm(x))
 
@@ -306,8 +306,8 @@ def forward_layers(self: Transformer,
     if not 0 <= start <= stop <= self.n_layers: raise ValueError(f"need 0 <= start <= stop <= {self.n_layers}, got {start} and {stop}")
     past, T = 0 if cache is None else cache.length, hidden.shape[1]
     pos = self._positions(hidden, positions, past)
-    mask = resolve_mask(mask, T, past + T, len(hidden), self.n_heads, hidden.device)
-    return self._run(hidden, start, stop, pos, self._bias(mask, pos, cache, T, past), cache, memory)
+    mask = resolve_mask(mask, T, (0 if cache is None else cache.slots) + T, len(hidden), self.n_heads, hidden.device)
+    return self._run(hidden, start, stop, pos, self._bias(mask, pos, cache, T), cache, memory)
 
 def site_names(self: Transformer) -> list[str]:
     "All named activations of this model."
