@@ -77,7 +77,7 @@ def test_templates_are_checked(template, told):
     (dict(pooling="max"), "mean or last, got 'max'"), (dict(layer=2), "0..1, got 2"), (dict(texts=["x" * 200]), "context is 128"), (dict(texts=[""]), "is empty"), (dict(texts="one"), "a list of texts"),
 ])
 def test_bad_input_is_named(lm, how, told):
-    with pytest.raises(ValueError, match=told): embed(lm, how.pop("texts", TEXTS), **how)
+    with pytest.raises(ValueError, match=told): embed(lm, **({"texts": TEXTS} | how))
 
 
 def test_the_last_marked_token_is_taken():
