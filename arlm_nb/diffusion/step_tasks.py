@@ -89,7 +89,7 @@ def batches(size: int = 24) -> Callable:  # data(step, rng) -> {"ids": [size, 58
     return data
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c013
-STEPS = 2500
+STEPS = 2200
 
 def tasks_config(**changes) -> TransformerConfig:
     "Sizes of the model."
