@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import KVCache
+from ..kernels.concat_reorder import concat_reorder as reorder_rows
 
 # %% ../../nbs/diffusion/31_kv_reorder.ipynb #c004
 def concat_reorder(
@@ -61,16 +62,14 @@ def slots_of(found: Split, length: int) -> Tensor:  # [B, length]: slot of each 
 
 # %% ../../nbs/diffusion/31_kv_reorder.ipynb #c012
 def take_rows(buffer: Tensor, slots: Tensor) -> Tensor:  # [B, H, S, d], [B, C] -> [B, H, C, d]
-    "Rows of a buffer, by one gather of contiguous vectors."
-    B, H, S, d = buffer.shape
-    row = (torch.arange(B, device=slots.device)[:, None] * H + torch.arange(H, device=slots.device)) * S
-    return buffer.reshape(-1, d).index_select(0, (row[..., None] + slots[:, None]).flatten()).view(B, H, -1, d)
+    "Rows of one buffer."
+    return buffer.gather(2, slots[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3]))
 
 def keep_slots(cache: KVCache, slots: Tensor) -> KVCache:  # [B, C]
     "Keep these slots of each row, in this order; the buffers stay."
     for state in cache.states:
         if not hasattr(state, "slots"): raise ValueError(f"only keys and values can be reordered, got a state of type {type(state).__name__}")
-        for buffer in (state.k, state.v): buffer[:, :, : slots.shape[1]] = take_rows(buffer, slots)
+        for buffer, kept in zip((state.k, state.v), reorder_rows(state.k, state.v, slots)): buffer[:, :, : slots.shape[1]] = kept
         state.length = slots.shape[1]
     cache._positions = cache.positions.to(slots.device).expand(len(slots), -1).gather(1, slots)
     cache.length = slots.shape[1]
