@@ -62,7 +62,7 @@ def near(at: Tensor, window: int) -> Tensor:  # bool [B, T] -> bool [B, T]
     return out
 
 def unsettled(history: list[Tensor], delay: int, shift: str = "none") -> Tensor:  # masked positions of the texts so far -> bool [B, T]
-    "Positions whose keys still move: masked at one of the last delay + 1 steps. A shifted model's row may be judged by its output, the token after it."
+    "Positions whose keys still move: masked at one of the last delay + 1 steps; a shifted model's row may be judged by its output."
     inputs = torch.stack(history[-(delay + 1) :]).any(0)
     outputs = torch.cat([inputs[:, 1:], torch.zeros_like(inputs[:, :1])], 1)
     return {"none": inputs, "un": inputs, "right": outputs, "both": inputs | outputs}[shift]
@@ -85,7 +85,15 @@ class DelayedKVCache:
         for name, value, known in (("variant", variant, VARIANTS), ("shift", shift, SHIFTS)):
             if value not in known: raise unknown(name, value, list(known))
         _check(variant, refresh, window, delay, order)
-        self.variant, self.refresh, self.window, self.delay, self.shift, self.order, self.mask = variant, refresh, window, delay, shift, order, mask
+        self.variant, self.refresh, self.window, self.delay, self.shift, self.order, self.mask = (
+            variant,
+            refresh,
+            window,
+            delay,
+            shift,
+            order,
+            mask,
+        )
         self.reset()
 
     def reset(self):
@@ -98,16 +106,22 @@ def _check(variant: str, refresh, window: int, delay: int, order):
     if refresh is not None and refresh < 1: raise ValueError(f"refresh must be >= 1 steps, or None for never, got {refresh}")
     if delay < 0: raise ValueError(f"delay must be >= 0, got {delay}")
     if window < 0: raise ValueError(f"window must be >= 0, got {window}")
-    if window > 6: warnings.warn(f"window {window}: the paper goes up to 6; more rows are computed than the variant is meant for", stacklevel=3)
+    if window > 6:
+        warnings.warn(f"window {window}: the paper goes up to 6; more rows are computed than the variant is meant for", stacklevel=3)
     if variant == "greedy" and not hasattr(order, "ahead"):
-        raise ValueError(f"greedy computes only what comes next: order must be a policy that knows it ahead (Ordered), got {type(order).__name__}")
+        raise ValueError(
+            f"greedy computes only what comes next: order must be a policy that knows it ahead (Ordered), got {type(order).__name__}"
+        )
+
 
 def check_model(denoiser, shift: str):
     "Refuse models that cannot be told positions, and a wrong way of counting."
     lm = denoiser.lm
     if bool(denoiser.shift) != (shift != "none"):
-        raise ValueError(f"shift must be {'un, right or both: this model predicts the next token' if denoiser.shift else 'none: this model predicts in place'}, got {shift}")
-    if not hasattr(lm, "n_kv_heads"): raise ValueError(f"{lm.name} takes no positions and keeps no keys: tokens could not be computed out of order")
+        allowed = "un, right or both: this model predicts the next token" if denoiser.shift else "none: this model predicts in place"
+        raise ValueError(f"shift must be {allowed}, got {shift}")
+    if not hasattr(lm, "n_kv_heads"):
+        raise ValueError(f"{lm.name} takes no positions and keeps no keys: tokens could not be computed out of order")
     inner = getattr(lm, "model", None)
     if inner is None or "position_ids" in inspect.signature(inner.forward).parameters: return
     if not any("alibi" in inspect.signature(b.forward).parameters for b in lm.parts.blocks):

@@ -42,7 +42,13 @@ class Drift:
         "Still masked, being written, one step later, later than that, and the prompt."
         d, n = self.distance[what], torch.arange(self.distance[what].shape[1])[:, None, None]
         past, prompt = n - self.written, (self.written < 0).expand(len(n), -1, -1)
-        found = {"masked": (past < 0) & ~prompt, "written now": (past == 0) & ~prompt, "one step later": (past == 1) & ~prompt, "later": (past > 1) & ~prompt, "prompt": prompt}
+        found = {
+            "masked": (past < 0) & ~prompt,
+            "written now": (past == 0) & ~prompt,
+            "one step later": (past == 1) & ~prompt,
+            "later": (past > 1) & ~prompt,
+            "prompt": prompt,
+        }
         return {k: float(d[:, m].mean()) for k, m in found.items() if m.any()}
 
 # %% ../../nbs/diffusion/33_kv_drift.ipynb #c005
@@ -54,7 +60,8 @@ def representation_drift(
     "Queries, keys and values of every text, each computed anew, and how far they moved."
     denoiser = lm if hasattr(lm, "log_probs") else MaskedLM(lm)
     texts = ids_over_time[:, None] if ids_over_time.dim() == 2 else ids_over_time
-    if texts.dim() != 3 or len(texts) < 2: raise ValueError(f"a run needs at least two texts [n + 1, T] or [n + 1, B, T], got shape {list(ids_over_time.shape)}")
+    if texts.dim() != 3 or len(texts) < 2:
+        raise ValueError(f"a run needs at least two texts [n + 1, T] or [n + 1, B, T], got shape {list(ids_over_time.shape)}")
     states = [_states(denoiser, x) for x in texts]
     masks = texts == denoiser.mask_id
     became = masks[:-1] & ~masks[1:]
@@ -84,6 +91,9 @@ def _plot(self: Drift, span: int = 6):  # plotly Figure
     fig.add_trace(go.Heatmap(z=keys.tolist(), x=x, y=list(range(len(keys))), colorscale="Cividis", colorbar=dict(title="change")), 1, 2)
     fig.update_xaxes(title_text="steps from the writing of the token").update_yaxes(title_text="relative change in a step", row=1, col=1)
     fig.update_yaxes(title_text="layer", dtick=1, row=1, col=2)
-    return fig.update_layout(template=theme(), height=360, margin=dict(t=70), legend=dict(x=0.02, y=0.98), title_text="Where queries, keys and values move")
+    return fig.update_layout(
+        template=theme(), height=360, margin=dict(t=70), legend=dict(x=0.02, y=0.98), title_text="Where queries, keys and values move"
+    )
+
 
 Drift.plot = _plot

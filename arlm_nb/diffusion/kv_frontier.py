@@ -30,7 +30,9 @@ def make_policy_and_cache(setting: dict, per_step: int = 1) -> tuple:  # policy,
     policy = Ordered(order, per_step) if isinstance(order, str) else order or setting.get("policy") or TopK()
     return policy, DelayedKVCache(**cache, order=policy) if cache else None
 
-def run_setting(denoiser, x: Tensor, setting: dict, *, steps: int, block_length: int | None = None) -> tuple[Tensor, float, float]:  # ids, rows a text, seconds
+def run_setting(
+    denoiser, x: Tensor, setting: dict, *, steps: int, block_length: int | None = None
+) -> tuple[Tensor, float, float]:  # ids, rows a text, seconds
     "One batch under one setting."
     steps, new = setting.get("steps", steps), int((x[0] == denoiser.mask_id).sum())
     policy, cache = make_policy_and_cache(setting, math.ceil(new / steps))
@@ -56,7 +58,13 @@ def cache_frontier(
         like = first.setdefault(setting.get("order"), (ids, spent))
         flags[name] = right(ids)
         share = wilson(int(flags[name].sum()), len(x))
-        row = {"setting": name, "accuracy": share.value, "low": share.low, "high": share.high, "agreement": float((ids == like[0]).double().mean())}
+        row = {
+            "setting": name,
+            "accuracy": share.value,
+            "low": share.low,
+            "high": share.high,
+            "agreement": float((ids == like[0]).double().mean()),
+        }
         rows.append(row | {"rows": spent, "share": spent / next(iter(first.values()))[1], "seconds": seconds})
     found = DataFrame(rows)
     found.attrs["right"] = flags
@@ -66,7 +74,17 @@ def cache_frontier(
 def random_denoiser(length: int = 512, seed: int = 0, **sizes) -> MaskedLM:
     "An untrained model: time does not depend on the weights."
     torch.manual_seed(seed)
-    usual = dict(vocab_size=64, d_model=128, n_layers=4, n_heads=4, context_length=length, positions="rotary", norm="rmsnorm", bias=False, causal=False)
+    usual = dict(
+        vocab_size=64,
+        d_model=128,
+        n_layers=4,
+        n_heads=4,
+        context_length=length,
+        positions="rotary",
+        norm="rmsnorm",
+        bias=False,
+        causal=False,
+    )
     return MaskedLM(Transformer(TransformerConfig(**(usual | sizes))).eval().requires_grad_(False), mask_id=63)
 
 def seconds_of(
@@ -91,7 +109,12 @@ def seconds_of(
     return out
 
 # %% ../../nbs/diffusion/34_kv_frontier.ipynb #c010
-TIMED = {"no cache": {}, "decode, N = 8": dict(variant="decode", refresh=8), "greedy, N = 8": dict(variant="greedy", refresh=8, order="random")}
+TIMED = {
+    "no cache": {},
+    "decode, N = 8": dict(variant="decode", refresh=8),
+    "greedy, N = 8": dict(variant="greedy", refresh=8, order="random"),
+}
+
 
 def reorder_seconds(device: str, batch: int, kept: int = 384, length: int = 512) -> tuple[list[float], list[float]]:  # seconds of each run
     "Keeping rows in a model's buffers, beside index_select and cat for every layer."
@@ -99,7 +122,8 @@ def reorder_seconds(device: str, batch: int, kept: int = 384, length: int = 512)
     from arlm_nb.core.masks import full
     from arlm_nb.diffusion.kv_reorder import keep_slots
     clock, lm = time_cuda if device == "cuda" else time_cpu, random_denoiser(length).lm.to(device)
-    with torch.no_grad(): cache = lm(torch.zeros(batch, length, dtype=torch.long, device=device), cache=lm.new_cache(batch, length), mask=full()).cache
+    with torch.no_grad():
+        cache = lm(torch.zeros(batch, length, dtype=torch.long, device=device), cache=lm.new_cache(batch, length), mask=full()).cache
     slots = torch.arange(length - kept, length, device=device).expand(batch, -1)
     old = [(s.k[:, :, :length].clone(), s.v[:, :, :length].clone()) for s in cache.states]
     def plain():
@@ -118,6 +142,11 @@ def bench(device: str) -> list[Bench]:
     for batch in (1, 8):
         found = seconds_of(denoiser, TIMED, batch=batch, repeat=1 if batch > 1 and device == "cpu" else 3)
         base, all_rows = found.pop("no cache")
-        lines += [Bench(f"{name}, L 512, batch {batch}", s, base, "no cache", notes=f"{rows / all_rows:.2f} of the rows") for name, (s, rows) in found.items()]
-        lines.append(Bench(f"reordering alone, 384 of 512 rows, 4 layers, batch {batch}", *reorder_seconds(device, batch), "index_select and cat"))
+        lines += [
+            Bench(f"{name}, L 512, batch {batch}", s, base, "no cache", notes=f"{rows / all_rows:.2f} of the rows")
+            for name, (s, rows) in found.items()
+        ]
+        lines.append(
+            Bench(f"reordering alone, 384 of 512 rows, 4 layers, batch {batch}", *reorder_seconds(device, batch), "index_select and cat")
+        )
     return lines

@@ -26,7 +26,8 @@ def concat_reorder(
         if any(t.shape[2] != index.shape[1] for t in pair):
             raise ValueError(f"each row needs its position: got {[t.shape[2] for t in pair]} rows and {index.shape[1]} positions")
     positions = torch.cat([cached_index.expand(len(fresh_index), -1), fresh_index], 1)
-    if bool((positions.sort(1).values.diff(dim=1) == 0).any()): raise ValueError("a position stands among the kept and the fresh rows, or twice in one of them")
+    if bool((positions.sort(1).values.diff(dim=1) == 0).any()):
+        raise ValueError("a position stands among the kept and the fresh rows, or twice in one of them")
     return torch.cat([cached[0], fresh[0]], 2), torch.cat([cached[1], fresh[1]], 2), positions
 
 # %% ../../nbs/diffusion/31_kv_reorder.ipynb #c008
@@ -68,7 +69,8 @@ def take_rows(buffer: Tensor, slots: Tensor) -> Tensor:  # [B, H, S, d], [B, C] 
 def keep_slots(cache: KVCache, slots: Tensor) -> KVCache:  # [B, C]
     "Keep these slots of each row, in this order; the buffers stay."
     for state in cache.states:
-        if not hasattr(state, "slots"): raise ValueError(f"only keys and values can be reordered, got a state of type {type(state).__name__}")
+        if not hasattr(state, "slots"):
+            raise ValueError(f"only keys and values can be reordered, got a state of type {type(state).__name__}")
         for buffer, kept in zip((state.k, state.v), reorder_rows(state.k, state.v, slots)): buffer[:, :, : slots.shape[1]] = kept
         state.length = slots.shape[1]
     cache._positions = cache.positions.to(slots.device).expand(len(slots), -1).gather(1, slots)

@@ -16,7 +16,9 @@ from .kv_frontier import make_policy_and_cache
 from .sampling import denoise
 
 # %% ../../nbs/diffusion/35_kv_view.ipynb #c003
-def cache_table(cache: DelayedKVCache, row: int = 0) -> tuple[Tensor, list[tuple[int, int]]]:  # int [steps, T]: 0 cached, 1 computed, 2 refreshed; (step, position) of each writing
+def cache_table(
+    cache: DelayedKVCache, row: int = 0
+) -> tuple[Tensor, list[tuple[int, int]]]:  # int [steps, T]: 0 cached, 1 computed, 2 refreshed; (step, position) of each writing
     "What happened to each position at each step of a run; a position is written at the step whose logits decided it."
     if not cache.log: raise ValueError("the cache has seen no step yet: run denoise with it first")
     table = torch.stack([again[row].long() * (1 + int(refreshed and step > 0)) for step, (again, refreshed) in enumerate(cache.log)])
@@ -25,18 +27,38 @@ def cache_table(cache: DelayedKVCache, row: int = 0) -> tuple[Tensor, list[tuple
     return table, [tuple(at) for at in (masks & ~last).nonzero().tolist()]
 
 # %% ../../nbs/diffusion/35_kv_view.ipynb #c004
-def cache_figure(cache: DelayedKVCache, tokens: list[str] | None = None, row: int = 0, title: str = ""):  # tokens: the final text, one for each position; plotly Figure
+def cache_figure(
+    cache: DelayedKVCache, tokens: list[str] | None = None, row: int = 0, title: str = ""
+):  # tokens: the final text, one for each position; plotly Figure
     "Dark: computed; striped orange: refreshed; light: from the cache; dot: the token is written."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import theme
     table, written = cache_table(cache, row)
     steps, T = table.shape
-    colors = [[0, "rgba(127,127,127,0.15)"], [0.33, "rgba(127,127,127,0.15)"], [0.34, "#0072b2"], [0.66, "#0072b2"], [0.67, "#e69f00"], [1, "#e69f00"]]
+    colors = [
+        [0, "rgba(127,127,127,0.15)"],
+        [0.33, "rgba(127,127,127,0.15)"],
+        [0.34, "#0072b2"],
+        [0.66, "#0072b2"],
+        [0.67, "#e69f00"],
+        [1, "#e69f00"],
+    ]
     names, y = ["from the cache", "computed", "refreshed"], list(range(1, steps + 1))
     over = [[f"step {s + 1}, position {i}: {names[v]}" for i, v in enumerate(line)] for s, line in enumerate(table.tolist())]
-    fig = go.Figure(go.Heatmap(z=table.tolist(), y=y, colorscale=colors, zmin=0, zmax=2, showscale=False, xgap=1, ygap=1, text=over, hoverinfo="text"))
+    fig = go.Figure(
+        go.Heatmap(z=table.tolist(), y=y, colorscale=colors, zmin=0, zmax=2, showscale=False, xgap=1, ygap=1, text=over, hoverinfo="text")
+    )
     dots = [(i, s + 1) for s, i in written]
-    fig.add_trace(go.Scatter(x=[i for i, _ in dots], y=[s for _, s in dots], mode="markers", marker=dict(size=5, color="white", line=dict(width=1, color="black")), name="written", showlegend=False))
+    fig.add_trace(
+        go.Scatter(
+            x=[i for i, _ in dots],
+            y=[s for _, s in dots],
+            mode="markers",
+            marker=dict(size=5, color="white", line=dict(width=1, color="black")),
+            name="written",
+            showlegend=False,
+        )
+    )
     share = float((table > 0).double().mean())
     ticks = dict(tickmode="array", tickvals=list(range(T)), ticktext=tokens, tickangle=0, tickfont_size=9) if tokens else {}
     fig.update_xaxes(title_text="position", **ticks).update_yaxes(title_text="step", autorange="reversed")
@@ -57,13 +79,24 @@ def cache_player(
     name = token or (denoiser.tokenizer.token if denoiser.tokenizer is not None else str)
     plain: dict = {}
     def draw(variant, refresh, window, delay, order):
-        setting = dict(variant=variant, refresh=refresh or None, window=window, delay=delay) | ({} if order == "confidence" and variant != "greedy" else {"order": "random" if order == "random" else "scores"})
+        setting = dict(variant=variant, refresh=refresh or None, window=window, delay=delay) | (
+            {} if order == "confidence" and variant != "greedy" else {"order": "random" if order == "random" else "scores"}
+        )
         run = dict(steps=new, block_length=block_length, trace=False)
         policy, cache = make_policy_and_cache(setting)
         out = denoise(denoiser, x, policy=policy, cache=cache, **run)[0]
         kind = setting.get("order")
-        if kind not in plain: plain[kind] = denoise(denoiser, x, policy=make_policy_and_cache({"order": kind} if kind else {})[0], **run)[0].ids
+        if kind not in plain:
+            plain[kind] = denoise(denoiser, x, policy=make_policy_and_cache({"order": kind} if kind else {})[0], **run)[0].ids
         same = sum(a == b for a, b in zip(out.ids, plain[kind]))
         tokens = [name(i).replace("<eos>", "·") for i in [*x[0, : len(x[0]) - new].tolist(), *out.ids]]
         return cache_figure(cache, tokens, title=f"{variant}, {same} of {new} tokens as without a cache")
-    return Controls(draw, variant=["decode", "prefill", "pd", "greedy"], refresh=(0, 16, 1, 8), window=(0, 6, 1, 4), delay=(0, 2, 1, 1), order=["confidence", "random"])
+
+    return Controls(
+        draw,
+        variant=["decode", "prefill", "pd", "greedy"],
+        refresh=(0, 16, 1, 8),
+        window=(0, 6, 1, 4),
+        delay=(0, 2, 1, 1),
+        order=["confidence", "random"],
+    )

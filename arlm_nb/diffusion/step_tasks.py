@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMPT', 'ANSWER', 'KINDS', 'LETTER', 'STEPS', 'draw_prompt', 'solve', 'answer_of', 'tokenizer', 'encode', 'problems',
-           'batches', 'tasks_config', 'mask_id', 'loss', 'questions', 'right', 'measure', 'tasks_recipe', 'load_tasks']
+           'batches', 'tasks_config', 'mask_id', 'loss', 'new_model', 'Together', 'questions', 'right', 'measure',
+           'make_tasks', 'load_tasks']
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c002
 import random
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.checkpoints import makes
-from ..core.transformer import TransformerConfig
+from ..core.transformer import Transformer, TransformerConfig
 from .denoiser import MaskedLM
 from .elbo import masked_diffusion_loss
 from .processes import Absorbing
@@ -89,11 +90,11 @@ def batches(size: int = 24) -> Callable:  # data(step, rng) -> {"ids": [size, 58
     return data
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c013
-STEPS = 2200
+STEPS = 600
 
 def tasks_config(**changes) -> TransformerConfig:
     "Sizes of the model."
-    sizes = dict(d_model=96, n_layers=4, n_heads=4, context_length=128, positions="rotary", norm="rmsnorm", bias=False, causal=False)
+    sizes = dict(d_model=96, n_layers=4, n_heads=4, context_length=128, positions="learned", norm="rmsnorm", bias=False, causal=False)
     return TransformerConfig(tokenizer().vocab_size, **(sizes | changes))
 
 def mask_id() -> int: return tokenizer().token_id("<mask>")
@@ -102,7 +103,37 @@ def loss() -> Callable:
     "Of the answers; prompts are never hidden."
     return masked_diffusion_loss(Absorbing(mask_id()), weighting=lambda t: 1 / t.clamp(min=0.1), answer_only=True)
 
-# %% ../../nbs/diffusion/30_step_tasks.ipynb #c014
+# %% ../../nbs/diffusion/30_step_tasks.ipynb #c015
+def new_model(seed: int = 0, std: float = 0.05) -> Transformer:
+    "Untrained; weights larger than usual for a width of 96."
+    torch.manual_seed(seed)
+    lm = Transformer(tasks_config(), tokenizer(), name="diffusion/mdlm-tasks")
+    lm.init_weights(std)
+    return lm
+
+class Together:
+    "Muon for the blocks' matrices and AdamW for the rest, as one optimiser."
+    def __init__(self, model: Transformer, lr: float = 6e-3):
+        inside = [p for p in model.blocks.parameters() if p.dim() == 2]
+        rest = [p for p in model.parameters() if not any(p is q for q in inside)]
+        self.parts = [
+            torch.optim.Muon(inside, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.offset = len(inside)  # states are numbered through
+
+    @property
+    def param_groups(self) -> list: return [g for o in self.parts for g in o.param_groups]
+    def zero_grad(self, set_to_none: bool = True): [o.zero_grad(set_to_none) for o in self.parts]
+    def step(self): [o.step() for o in self.parts]
+    def state_dict(self) -> dict:
+        first, second = (o.state_dict()["state"] for o in self.parts)
+        return {"state": first | {i + self.offset: s for i, s in second.items()}, "param_groups": []}
+    def load_state_dict(self, given: dict):
+        for o, low, high in zip(self.parts, (0, self.offset), (self.offset, 1 << 30)):
+            o.load_state_dict(o.state_dict() | {"state": {i - low: s for i, s in given["state"].items() if low <= i < high}})
+
+# %% ../../nbs/diffusion/30_step_tasks.ipynb #c016
 def questions(prompts: Sequence[str]) -> Tensor:  # [B, 58]: prompts, then masks
     "Where a sampler starts."
     ids = torch.full((len(prompts), PROMPT + ANSWER), mask_id())
@@ -114,7 +145,7 @@ def right(prompts: Sequence[str], ids: Tensor) -> Tensor:  # bool [B]; ids: the 
     texts = [tokenizer().decode(row) for row in ids.tolist()]
     return torch.tensor([answer_of(t) == answer_of(solve(p)) for p, t in zip(prompts, texts)])
 
-# %% ../../nbs/diffusion/30_step_tasks.ipynb #c015
+# %% ../../nbs/diffusion/30_step_tasks.ipynb #c017
 def measure(lm, n: int = 60, seed: int = 77) -> dict:
     "Share of right answers of new problems, kind by kind; one token a step, blocks of 24."
     asked, out = {k: problems(n // 3, seed, {k: 1.0}) for k in KINDS}, {}
@@ -124,12 +155,25 @@ def measure(lm, n: int = 60, seed: int = 77) -> dict:
     return out
 
 @makes("diffusion/mdlm-tasks")
-def tasks_recipe():
-    "How the model is made."
-    from arlm_nb.train_checkpoints import Recipe
-    fit = dict(lr=3e-3, warmup=60, weight_decay=0.0, log_every=50, checkpoint_every=200, precision="bfloat16", compile=True)
+def make_tasks(steps: int = STEPS):
+    "Train and save the model."
+    from arlm_nb.core.checkpoints import save_checkpoint
+    from arlm_nb.core.paths import writable_path
+    from arlm_nb.core.training import fit
+    from arlm_nb.train_checkpoints import run_folder
+    lm = new_model()
+    how = dict(lr=6e-3, warmup=20, log_every=50, checkpoint_every=50, checkpoint=run_folder("diffusion/mdlm-tasks"))
+    found = fit(lm, batches(), loss(), steps=steps, optimizer=lambda _: Together(lm), **how).whole()
     about = "Addition with written columns, running sums, reversed lists: masked diffusion"
-    return Recipe("diffusion/mdlm-tasks", lambda: (tasks_config(), tokenizer()), lambda _: batches(), measure, STEPS, loss(), fit, about)
+    note = {
+        "about": about,
+        "steps": steps,
+        "seed": 0,
+        "fit": {k: v for k, v in how.items() if k != "checkpoint"},
+        "seconds": found.rows[-1]["seconds"],
+    }
+    note |= {"loss": [(r["step"], round(r["loss"], 4)) for r in found.rows], "measured": measure(lm.eval())}
+    return save_checkpoint(lm, writable_path("checkpoints", "diffusion", "mdlm-tasks"), note)
 
 def load_tasks() -> MaskedLM:
     "The trained model as a denoiser."

@@ -36,8 +36,8 @@ def _reorder_cpu(k, v, slots, fk, fv, cos, sin):
 # %% ../../nbs/kernels/29_concat_reorder.ipynb #c006
 _SOURCE = STORE + r"""
 template <class X, int N> struct alignas(sizeof(X) * N) Pack { X x[N]; };
-template <class X, int N> __device__ inline void reorder(const X* k, const X* v, const i64* slots, const X* fk, const X* fv, const float* cosine, const float* sine,
-    X* out_k, X* out_v, i64 rows, int B, int H, int S, int C, int R, int d, int half) {
+template <class X, int N> __device__ inline void reorder(const X* k, const X* v, const i64* slots, const X* fk, const X* fv,
+    const float* cosine, const float* sine, X* out_k, X* out_v, i64 rows, int B, int H, int S, int C, int R, int d, int half) {
   typedef Pack<X, N> P;
   const int groups = d / N;
   const i64 at = blockIdx.x * i64(blockDim.x) + threadIdx.x, row = at / groups;
@@ -71,8 +71,8 @@ template <class X, int N> __device__ inline void reorder(const X* k, const X* v,
   *(P*)(out_v + row * d + j) = value;
 }
 #define ENTRY(X, NAME, N) \
-extern "C" __global__ void __launch_bounds__(256) reorder_##NAME(const X* k, const X* v, const i64* slots, const X* fk, const X* fv, const float* cosine, const float* sine, \
-  X* out_k, X* out_v, i64 rows, int B, int H, int S, int C, int R, int d, int half) { \
+extern "C" __global__ void __launch_bounds__(256) reorder_##NAME(const X* k, const X* v, const i64* slots, const X* fk, const X* fv, \
+  const float* cosine, const float* sine, X* out_k, X* out_v, i64 rows, int B, int H, int S, int C, int R, int d, int half) { \
   reorder<X, N>(k, v, slots, fk, fv, cosine, sine, out_k, out_v, rows, B, H, S, C, R, d, half); }
 ENTRY(float, f32, 1)
 ENTRY(float, f32_wide, 4)
@@ -97,7 +97,13 @@ def _reorder_cuda(k, v, slots, fk, fv, cos, sin):
                     np.int64(rows), *map(np.int32, (B, H, S, C, R, d, half)))
     return tuple(out)
 
-_reorder = Kernel("concat_reorder", _SOURCE, tuple(f"reorder_{x}{w}" for x in _NAMES.values() for w in ("", "_wide")), cpu=_reorder_cpu, cuda=_reorder_cuda)
+_reorder = Kernel(
+    "concat_reorder",
+    _SOURCE,
+    tuple(f"reorder_{x}{w}" for x in _NAMES.values() for w in ("", "_wide")),
+    cpu=_reorder_cpu,
+    cuda=_reorder_cuda,
+)
 
 # %% ../../nbs/kernels/29_concat_reorder.ipynb #c009
 def concat_reorder(
@@ -118,17 +124,29 @@ def concat_reorder(
     return out if layers else (out[0][0], out[1][0])
 
 def _check(k, v, slots, fk, fv, cos, sin):
-    if k.dim() not in (4, 5) or k.dtype not in _NAMES: raise ValueError(f"k_cached must be float32, float16 or bfloat16 [(L,) B, H, S, d], got {k.dtype} {list(k.shape)}")
+    if k.dim() not in (4, 5) or k.dtype not in _NAMES:
+        raise ValueError(f"k_cached must be float32, float16 or bfloat16 [(L,) B, H, S, d], got {k.dtype} {list(k.shape)}")
     B, S, d = k.shape[-4], k.shape[-2], k.shape[-1]
-    if v.shape != k.shape or v.dtype != k.dtype: raise ValueError(f"v_cached must be like k_cached {list(k.shape)}, got {v.dtype} {list(v.shape)}")
-    if slots.dtype != torch.int64 or slots.dim() != 2 or len(slots) != B: raise ValueError(f"slots must be int64 [{B}, C], got {slots.dtype} {list(slots.shape)}")
+    if v.shape != k.shape or v.dtype != k.dtype:
+        raise ValueError(f"v_cached must be like k_cached {list(k.shape)}, got {v.dtype} {list(v.shape)}")
+    if slots.dtype != torch.int64 or slots.dim() != 2 or len(slots) != B:
+        raise ValueError(f"slots must be int64 [{B}, C], got {slots.dtype} {list(slots.shape)}")
     for name, t in (("k_fresh", fk), ("v_fresh", fv)):
         if (t is None) != (fk is None): raise ValueError("k_fresh and v_fresh must be given together")
         if t is not None and (t.dtype != k.dtype or t.shape != (*k.shape[:-2], fk.shape[-2], d)):
             raise ValueError(f"{name} must be {[*k.shape[:-2], 'R', d]} {k.dtype}, got {t.dtype} {list(t.shape)}")
-    if (cos is None) != (sin is None) or (cos is not None and fk is None): raise ValueError("cos and sin must be given together, and with k_fresh")
-    if cos is not None and (cos.shape != sin.shape or cos.shape[:2] != (B, fk.shape[-2]) or 2 * cos.shape[-1] > d or cos.dtype != torch.float32 or sin.dtype != torch.float32):
-        raise ValueError(f"cos and sin must be float32 [{B}, {fk.shape[-2]}, half] with half <= {d // 2}, got {list(cos.shape)} and {list(sin.shape)}")
+    if (cos is None) != (sin is None) or (cos is not None and fk is None):
+        raise ValueError("cos and sin must be given together, and with k_fresh")
+    if cos is not None and (
+        cos.shape != sin.shape
+        or cos.shape[:2] != (B, fk.shape[-2])
+        or 2 * cos.shape[-1] > d
+        or cos.dtype != torch.float32
+        or sin.dtype != torch.float32
+    ):
+        raise ValueError(
+            f"cos and sin must be float32 [{B}, {fk.shape[-2]}, half] with half <= {d // 2}, got {list(cos.shape)} and {list(sin.shape)}"
+        )
     check_index("concat_reorder", S=S, d=d, C=slots.shape[1])
 
 # %% ../../nbs/kernels/29_concat_reorder.ipynb #c011
@@ -143,7 +161,9 @@ def _reference(k, v, slots, fk=None, fv=None, cos=None, sin=None): # the formula
         new[..., :half], new[..., half:2 * half] = a * c - b * s, b * c + a * s
     return torch.stack([torch.cat([kept[0], new], 3), torch.cat([kept[1], fv.double()], 3)])
 
-def example(L: int, B: int, H: int, S: int, C: int, R: int, d: int, half: int, dtype=torch.float32, device: str = "cpu", seed: int = 0) -> tuple:
+def example(
+    L: int, B: int, H: int, S: int, C: int, R: int, d: int, half: int, dtype=torch.float32, device: str = "cpu", seed: int = 0
+) -> tuple:
     "Random inputs; half 0: no rotation, R 0: only keep."
     g = torch.Generator(device).manual_seed(seed)
     def normal(*shape): return torch.randn(*shape, generator=g, device=device)
@@ -169,12 +189,28 @@ def bench(
 ) -> list[dict]: # lines of `core.bench`
     "One launch for all layers, beside gather, rotation and cat."
     from arlm_nb.kernels.roofline import line
-    shapes = shapes or (((32, 1, 32, 512, 384, 128, 128), (32, 8, 32, 512, 384, 128, 128)) if device == "cuda" else ((4, 1, 4, 512, 384, 128, 32), (4, 8, 4, 512, 384, 128, 32)))
+
+    shapes = shapes or (
+        ((32, 1, 32, 512, 384, 128, 128), (32, 8, 32, 512, 384, 128, 128))
+        if device == "cuda"
+        else ((4, 1, 4, 512, 384, 128, 32), (4, 8, 4, 512, 384, 128, 32))
+    )
     lines = []
     for L, B, H, S, C, R, d in shapes:
         for dtype in dtypes if device == "cuda" else (torch.float32,):
             def make(seed): return example(L, B, H, S, C, R, d, d // 2, dtype, device, seed)
             moved = 4.0 * L * B * H * (C + R) * d * torch.empty(0, dtype=dtype).element_size()
-            lines.append(line(f"{L} layers, batch {B}, {C} + {R} rows, {str(dtype)[6:]}", concat_reorder, plain_reorder, make, against="gather, rotation, cat", bytes=moved,
-                              exact=lambda *x: _reference(*x)[0], device=device, repeat=repeat))
+            lines.append(
+                line(
+                    f"{L} layers, batch {B}, {C} + {R} rows, {str(dtype)[6:]}",
+                    concat_reorder,
+                    plain_reorder,
+                    make,
+                    against="gather, rotation, cat",
+                    bytes=moved,
+                    exact=lambda *x: _reference(*x)[0],
+                    device=device,
+                    repeat=repeat,
+                )
+            )
     return lines
