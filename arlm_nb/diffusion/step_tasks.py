@@ -90,7 +90,7 @@ def batches(size: int = 24) -> Callable:  # data(step, rng) -> {"ids": [size, 58
     return data
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c013
-STEPS = 600
+STEPS = 3000
 
 def tasks_config(**changes) -> TransformerConfig:
     "Sizes of the model."
