@@ -7,6 +7,8 @@ from arlm_nb.kernels.hmm_forward import hmm_backward, hmm_forward, hmm_log_prob
 from arlm_nb.kernels.linear_scan import linear_scan
 from arlm_nb.kernels.linear_scan_cuda import naive_cuda
 from arlm_nb.kernels.dispatch import on_cuda
+from arlm_nb.kernels.concat_reorder import _reference as reorder_reference
+from arlm_nb.kernels.concat_reorder import concat_reorder, example
 from arlm_nb.kernels.cast_format import cast_format, format_limits
 from arlm_nb.kernels.philox import philox4x32
 from arlm_nb.kernels.staircase_quantize import staircase_dequantize, staircase_quantize
@@ -289,7 +291,18 @@ def evict_cases(rng):
                 yield f"{B} {H} {M} {d} {n} {dtype} {recent_from} {sinks} {filtered}", call, want, (tolerance, tolerance)
 
 
+def reorder_cases(rng):
+    for L, B, H, S, C, R, d, half in [(1, 1, 1, 1, 1, 0, 1, 0), (2, 3, 2, 9, 5, 4, 8, 4), (1, 2, 4, 16, 0, 7, 6, 3), (3, 1, 2, 12, 12, 3, 16, 4), (2, 2, 1, 40, 30, 9, 32, 16)]:
+        for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)):
+            given = example(L, B, H, S, C, R, d, half, dtype, seed=int(rng.integers(2**31)))
+
+            def call(move, given=given): return torch.stack(concat_reorder(*(None if t is None else move(t) for t in given))).float()
+
+            yield f"{L} {B} {H} {S} {C} {R} {d} {half} {dtype}", call, reorder_reference(*given), (tolerance, tolerance)
+
+
 MORE_CASES = {
+    "concat_reorder": reorder_cases,
     "kv_evict": evict_cases,
     "linear_scan": linear_scan_cases,
     "selective_scan": selective_scan_cases,
