@@ -43,7 +43,7 @@ def attend_step(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, keys, values, enable_gqa=q.shape[1] != keys.shape[1])
 
 @benchmark("efficiency.eviction")
-def bench_eviction(heads: int = 8, d_head: int = 128, tokens: int = 8192, ratio: int = 8) -> list[Bench]:
+def bench_eviction(device: str = "cpu", heads: int = 8, d_head: int = 128, tokens: int = 8192, ratio: int = 8) -> list[Bench]:
     "One layer of a 1B model's shape: an eviction, and a query over T / 8 keys against T."
     g, C = torch.Generator().manual_seed(0), tokens // ratio
     state, u = filled(heads, C, d_head), F.normalize(torch.randn(heads, d_head, generator=g), dim=-1)
