@@ -38,14 +38,23 @@ def measured(probe: Probe, table, tuned: dict[str, np.ndarray]) -> list[Measured
     gain = paired_bootstrap(B["echo, mean"], B["classical, mean"])
     other = "; ".join(f"{k} {mean(v):.3f}" for k, v in B.items())
     left = mean(tuned["echo"]) - mean(tuned["classical"])
+    row = lambda x: mean(x["echo, mean"])
     return [
-        Measured(early["first copy"].max(), chance, "probe accuracy", abs(early["first copy"] - chance).max() <= spread, None, None, f"first three tokens of the first copy, the largest; baseline: chance, {n} texts, three standard errors {spread:.3f}", "first copy knows nothing"),
-        Measured(early["second copy"].min(), chance, "probe accuracy", early["second copy"].min() >= chance + 0.3, early["first copy"].min(), None, "first three tokens of the second copy, the smallest; ablation: the first copy", "second copy knows the end"),
-        Measured(mean(B["echo, mean"]), mean(B["classical, mean"]), "share of triples", mean(B["echo, mean"]) >= mean(B["classical, mean"]) + 0.15, mean(B["another text before"]), wilson(int(B["echo, mean"].sum()), len(B["echo, mean"])),
-                 f"texts that begin alike; ablation: another text in place of the first copy; difference {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}]. {other}", "B: late differences"),
-        Measured(mean(B["another text before"]), mean(B["classical, mean"]), "share of triples", mean(B["another text before"]) <= mean(B["classical, mean"]) + 0.05, mean(B["echo, first copy pooled"]), None, "control: repeat another text; ablation: echo, but the first copy pooled", "B: control"),
-        Measured(mean(A["echo, mean"]), mean(A["classical, mean"]), "share of triples", mean(A["echo, mean"]) >= mean(A["classical, mean"]) - 0.05, mean(A["another text before"]), None, "texts that differ early: no worse", "A: early differences"),
-        Measured(left, gain.value, "gain of echo on B", None, None, None, f"after 150 steps of contrastive training: echo {mean(tuned['echo']):.3f}, classical {mean(tuned['classical']):.3f}; baseline: the gain zero-shot", "after fine-tuning"),
+        Measured(early["first copy"].max(), chance, "probe accuracy", abs(early["first copy"] - chance).max() <= spread, None, None,
+                 f"first three tokens of the first copy, the largest; baseline: chance, {n} texts, three standard errors {spread:.3f}", "first copy knows nothing"),
+        Measured(early["second copy"].min(), chance, "probe accuracy", early["second copy"].min() >= chance + 0.3, early["first copy"].min(), None,
+                 "first three tokens of the second copy, the smallest; ablation: the first copy", "second copy knows the end"),
+        Measured(row(B), mean(B["classical, mean"]), "share of triples", row(B) >= mean(B["classical, mean"]) + 0.15, mean(B["another text before"]),
+                 wilson(int(B["echo, mean"].sum()), len(B["echo, mean"])),
+                 f"texts that begin alike; ablation: another text in place of the first copy; difference {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}]. {other}",
+                 "B: late differences"),
+        Measured(mean(B["another text before"]), mean(B["classical, mean"]), "share of triples", mean(B["another text before"]) <= mean(B["classical, mean"]) + 0.05,
+                 mean(B["echo, first copy pooled"]), None, "control: repeat another text; ablation: echo, but the first copy pooled", "B: control"),
+        Measured(row(A), mean(A["classical, mean"]), "share of triples", row(A) >= mean(A["classical, mean"]) - 0.05, mean(A["another text before"]), None,
+                 "texts that differ early: no worse", "A: early differences"),
+        Measured(left, gain.value, "gain of echo on B", None, None, None,
+                 f"after 150 steps of contrastive training: echo {mean(tuned['echo']):.3f}, classical {mean(tuned['classical']):.3f}; baseline: the gain zero-shot",
+                 "after fine-tuning"),
     ]
 
 # %% ../../nbs/interp/03_echo_embeddings.ipynb #c019

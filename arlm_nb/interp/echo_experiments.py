@@ -23,7 +23,7 @@ WAYS: dict[str, dict] = {  # for a model whose way of saying "again" is `_again`
     "classical, last": dict(template=CLASSICAL, pooling="last"),
     "echo, mean": dict(template=TINY_ECHO),
     "echo, last": dict(template=TINY_ECHO, pooling="last"),
-    "asked, not repeated": dict(template=EchoTemplate(f"{{!text}} , in other words{{= :}}", "asked"), pooling="last"),
+    "asked, not repeated": dict(template=EchoTemplate("{!text} , in other words{= :}", "asked"), pooling="last"),
     "echo, first copy pooled": dict(template=EchoTemplate(f"{{text}} {_again} {{!text}}", "first copy")),
     "said three times": dict(template=EchoTemplate(f"{{!text}} {_again} {{!text}} {_again} {{text}}", "three")),
     "another text before": dict(template=EchoTemplate(f"{{!other}} {_again} {{text}}", "control")),
