@@ -113,37 +113,18 @@ def tasks_study(n: int = 100, seed: int = 0, settings: dict | None = None):  # D
 
 # %% ../../nbs/diffusion/09_delayed_kv_cache.ipynb #c018
 def frontier_figure(study):  # plotly Figure
-    "Right answers by share of rows computed."
+    "Right answers by share of rows computed; one mark a setting."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import theme
 
-    fig, groups = (
-        go.Figure(),
-        {
-            "confidence order": ~study.setting.str.contains("greedy|random|delay 0"),
-            "without delay": study.setting.str.contains("delay 0"),
-            "random order": study.setting.str.contains("greedy|random"),
-        },
-    )
-    for (name, mine), color in zip(groups.items(), ("#0072b2", "#d55e00", "#009e73")):
-        s = study[mine]
-        bars = dict(type="data", array=(s.high - s.accuracy).clip(lower=0), arrayminus=(s.accuracy - s.low).clip(lower=0), thickness=1)
-        fig.add_trace(
-            go.Scatter(
-                x=s.share,
-                y=s.accuracy,
-                error_y=bars,
-                text=s.setting,
-                name=name,
-                mode="markers+text",
-                textposition="top left",
-                textfont_size=10,
-                marker=dict(size=9, color=color),
-            )
-        )
-    fig.update_xaxes(title_text="rows computed, share of no cache", range=[0, 1.1]).update_yaxes(
-        title_text="share of right answers (95% interval)", range=[-0.05, 1.12]
-    )
+    color = lambda name: "#009e73" if "greedy" in name or "random" in name else "#d55e00" if "delay 0" in name else "#0072b2"
+    fig = go.Figure()
+    for i, r in enumerate(study.itertuples()):
+        error = dict(type="data", array=[max(0, r.high - r.accuracy)], arrayminus=[max(0, r.accuracy - r.low)], thickness=1)
+        marker = dict(size=10, color=color(r.setting), symbol=i)
+        fig.add_trace(go.Scatter(x=[r.share], y=[r.accuracy], error_y=error, name=r.setting, mode="markers", marker=marker))
+    fig.update_xaxes(title_text="rows computed, share of no cache", range=[0, 1.1])
+    fig.update_yaxes(title_text="share of right answers (95% interval)", range=[-0.05, 1.12])
     return fig.update_layout(template=theme(), height=460, title_text="What a cache saves, and what it costs")
 
 # %% ../../nbs/diffusion/09_delayed_kv_cache.ipynb #c022

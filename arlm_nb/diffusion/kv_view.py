@@ -62,8 +62,9 @@ def cache_figure(
     share = float((table > 0).double().mean())
     ticks = dict(tickmode="array", tickvals=list(range(T)), ticktext=tokens, tickangle=0, tickfont_size=9) if tokens else {}
     fig.update_xaxes(title_text="position", **ticks).update_yaxes(title_text="step", autorange="reversed")
-    text = f"{title or cache.variant}: {share:.0%} of the rows computed (blue), refreshed (orange), from the cache (grey); a dot: written"
-    return fig.update_layout(template=theme(), height=140 + 9 * steps, title_text=text, title_font_size=14, margin=dict(t=50))
+    text = f"{title or cache.variant}: {share:.0%} of the rows computed"
+    text += "<br><sub>blue: computed; orange: refreshed; grey: from the cache; dot: written</sub>"
+    return fig.update_layout(template=theme(), height=140 + 9 * steps, title_text=text, title_font_size=14, margin=dict(t=70))
 
 # %% ../../nbs/diffusion/35_kv_view.ipynb #c005
 def cache_player(

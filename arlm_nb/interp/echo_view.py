@@ -19,7 +19,7 @@ def similarity_figure(lm, first: str, second: str, *, copy: str = "first", templ
     if copy not in ("first", "second"): raise ValueError(f"copy must be first or second, got {copy!r}")
     (a, *sa), (b, *sb) = (token_states(lm, t, template, layer) for t in (first, second))
     x, y = (torch.nn.functional.normalize(s[copy == "second"].float(), dim=-1) for s in (sa, sb))
-    return heatmap((x @ y.T).numpy(), b, a, **{"unit": "cosine", "limits": (-1, 1), "title": f"States of the {copy} copy", "height": 380} | layout)
+    return heatmap((x @ y.T).numpy(), b, a, **{"unit": "cosine", "limits": (-1, 1), "title": f"States of the {copy} copy", "height": 380} | layout).update_yaxes(autorange="reversed")  # both texts from the corner where they begin
 
 def scatter_figure(lm, texts: Sequence[str], labels: Sequence, how: dict, **layout):  # plotly Figure
     "Embeddings on their two main axes, coloured by label."
@@ -30,7 +30,7 @@ def scatter_figure(lm, texts: Sequence[str], labels: Sequence, how: dict, **layo
     fig = figure(**{"title": "Embeddings, by the last word", "x_title": "first axis", "y_title": "second axis", "height": 380} | layout)
     for i, label in enumerate(np.unique(labels)):
         rows = labels == label
-        fig.add_trace(go.Scatter(x=at[rows, 0], y=at[rows, 1], mode="markers", name=str(label), marker=dict(size=6, color=palette[i % len(palette)]), text=[t for t, r in zip(texts, rows) if r]))
+        fig.add_trace(go.Scatter(x=at[rows, 0], y=at[rows, 1], mode="markers", name=str(label), marker=dict(size=6, color=palette[i % len(palette)], symbol=("circle", "diamond-open", "cross")[i // len(palette) % 3]), text=[t for t, r in zip(texts, rows) if r]))
     return fig
 
 def echo_controls(lm, first: str, second: str):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.training import Loss, fit
-from .companion_layers import ClosedLoopSSM, CompanionSSM, FixedFilters, check_series
+from .companion_layers import ClosedLoopSSM, CompanionSSM, FixedFilters, check_series, loop_radius
 from .forecasting import Forecast, register_forecaster
 from .panels import Panel
 from .windows import InstanceNorm, window_batches, windows
@@ -86,6 +86,7 @@ def st_forecast(
     "The horizon."
     if loop not in ("closed", "rolling", "first"): raise ValueError(f"loop must be closed, rolling or first, got {loop!r}")
     check_series(x, self.variates)
+    if loop != "rolling": loop_radius(self.loop, self.horizon)  # warns where the loop would explode
     norm = InstanceNorm.of(x.double())
     u, H = norm.apply(x.double()).to(self.embed.weight.dtype), self.horizon
     if loop == "closed": y = self.closed(u)[0]

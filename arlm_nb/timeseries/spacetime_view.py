@@ -38,7 +38,7 @@ def matrix_figure(a, **layout):  # plotly Figure
     "The companion matrix."
     from arlm_nb.core.plotting import heatmap
     A = companion(torch.as_tensor(a).detach())
-    return heatmap(A.numpy(), **{"title": "Companion matrix S + a e^T", "x_title": "from state", "y_title": "to state", "height": 380} | layout)
+    return heatmap(A.numpy(), **{"title": "Companion matrix S + a e^T", "x_title": "from state", "y_title": "to state", "height": 380} | layout).update_yaxes(autorange="reversed")
 
 # %% ../../nbs/timeseries/34_spacetime_view.ipynb #c004
 def pole_wave(radius: float = 1.0, period: float = 12.0, length: int = 96):  # plotly Figure
