@@ -30,7 +30,8 @@ def scatter_figure(lm, texts: Sequence[str], labels: Sequence, how: dict, **layo
     fig = figure(**{"title": "Embeddings, by the last word", "x_title": "first axis", "y_title": "second axis", "height": 380} | layout)
     for i, label in enumerate(np.unique(labels)):
         rows = labels == label
-        fig.add_trace(go.Scatter(x=at[rows, 0], y=at[rows, 1], mode="markers", name=str(label), marker=dict(size=6, color=palette[i % len(palette)], symbol=("circle", "diamond-open", "cross")[i // len(palette) % 3]), text=[t for t, r in zip(texts, rows) if r]))
+        marker = dict(size=6, color=palette[i % len(palette)], symbol=("circle", "diamond-open", "cross")[i // len(palette) % 3])
+        fig.add_trace(go.Scatter(x=at[rows, 0], y=at[rows, 1], mode="markers", name=str(label), marker=marker, text=[t for t, r in zip(texts, rows) if r]))
     return fig
 
 def echo_controls(lm, first: str, second: str):
