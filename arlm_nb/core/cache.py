@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/core/12_cache.ipynb #c004
+def _take(k: Tensor, v: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:  # [B, H_kv, S, d_head] -> [B, H_kv, C, d_head]
+    "Slots [C] of all rows, or [B, C] of each."
+    if index.dim() == 1: return k[:, :, index], v[:, :, index]
+    from arlm_nb.kernels.concat_reorder import concat_reorder
+    return concat_reorder(k, v, index)
+
 class LayerKV:
     "Keys and values of one layer in buffers [B, H_kv, capacity, d_head]; the first `length` slots are in use."
     def __init__(self, capacity: int = 64): self.k = self.v = None; self.length, self.capacity = 0, capacity
@@ -36,10 +42,11 @@ class LayerKV:
     def rows(self, index: Tensor):
         if self.k is not None: self.k, self.v = self.k[index], self.v[index]
 
-    def slots(self, index: Tensor):
+    def slots(self, index: Tensor):  # [C], or [B, C]: each row its own
         if self.k is None: return
-        self.k[:, :, :len(index)], self.v[:, :, :len(index)] = self.k[:, :, index], self.v[:, :, index]
-        self.length = len(index)
+        n = index.shape[-1]
+        self.k[:, :, :n], self.v[:, :, :n] = _take(self.k, self.v, index)
+        self.length = n
 
     def join(self, other: "LayerKV"):
         k, v = (torch.cat([a[:, :, :self.length], b[:, :, :self.length]]) for a, b in ((self.k, other.k), (self.v, other.v)))
@@ -136,16 +143,23 @@ def _only_slots(cache: KVCache, what: str):
             )
 
 
-def keep(self: KVCache, slots) -> KVCache:  # slots: indices to keep, in their new order (the accepted path of a token tree)
+def _kept_positions(positions: Tensor, index: Tensor) -> Tensor:
+    if index.dim() == 1: return positions[:, index]
+    rows = positions.expand(len(index), *positions.shape[1:])
+    return rows[torch.arange(len(index), device=index.device)[:, None], index]
+
+def keep(self: KVCache, slots) -> KVCache:  # [C], or [B, C] with other slots in each row; in their new order (the accepted path of a token tree)
     "Keep only these slots."
     index = torch.as_tensor(slots, dtype=torch.long)
-    if len(index) and not (0 <= int(index.min()) and int(index.max()) < self.length):
+    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < self.length):
         raise ValueError(f"slots must be in 0..{self.length - 1}, got {index.tolist()}")
+    if index.dim() == 2 and self.batch_size not in (None, len(index)):
+        raise ValueError(f"slots by row need one row for each of the {self.batch_size} in the cache, got {len(index)}")
     _only_slots(self, "keep")
     for s in self.states:
         if s is not None: s.slots(index.to(s.k.device))
-    self._positions = self.positions[:, index.to(self.positions.device)]
-    self.length = len(index)
+    self._positions = _kept_positions(self.positions.to(index.device), index)
+    self.length = index.shape[-1]
     return self
 
 KVCache.advance, KVCache.crop, KVCache.keep = advance, crop, keep

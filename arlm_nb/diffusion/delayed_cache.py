@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.masks import Mask
-from .kv_reorder import keep_slots, slots_of, split
+from .kv_reorder import slots_of, split
 from .sampling import Look, best
 
 # %% ../../nbs/diffusion/32_delayed_cache.ipynb #c004
@@ -175,7 +175,7 @@ def _run(self: DelayedKVCache, denoiser, again: Tensor, x: Tensor, t=None):  # L
     "The model on R_t, with the cache."
     found = split(again)
     if self.kv is None: self.kv = denoiser.new_cache(len(x), capacity=x.shape[1])
-    if found.cached.shape[1]: keep_slots(self.kv, self.slots.gather(1, found.cached))
+    if found.cached.shape[1]: self.kv.keep(self.slots.gather(1, found.cached))
     else: self.kv.crop(0)
     out = denoiser.run(x.gather(1, found.fresh), t, mask=self._sees(found), positions=found.fresh, cache=self.kv)
     self.slots = slots_of(found, x.shape[1])

@@ -120,7 +120,6 @@ def reorder_seconds(device: str, batch: int, kept: int = 384, length: int = 512)
     "Keeping rows in a model's buffers, beside index_select and cat for every layer."
     from arlm_nb.core.bench import time_cpu, time_cuda
     from arlm_nb.core.masks import full
-    from arlm_nb.diffusion.kv_reorder import keep_slots
     clock, lm = time_cuda if device == "cuda" else time_cpu, random_denoiser(length).lm.to(device)
     with torch.no_grad():
         cache = lm(torch.zeros(batch, length, dtype=torch.long, device=device), cache=lm.new_cache(batch, length), mask=full()).cache
@@ -131,7 +130,7 @@ def reorder_seconds(device: str, batch: int, kept: int = 384, length: int = 512)
     def ours():
         cache.length, cache._positions = length, None  # as before the step
         for s in cache.states: s.length = length
-        keep_slots(cache, slots)
+        cache.keep(slots)
     return clock(ours, repeat=20), clock(plain, repeat=20)
 
 @benchmark("diffusion.delayed_kv_cache", gpu=None)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMPT', 'ANSWER', 'KINDS', 'LETTER', 'STEPS', 'draw_prompt', 'solve', 'answer_of', 'tokenizer', 'encode', 'problems',
-           'batches', 'tasks_config', 'mask_id', 'loss', 'new_model', 'Together', 'questions', 'right', 'measure',
-           'make_tasks', 'load_tasks']
+           'batches', 'tasks_config', 'mask_id', 'loss', 'new_model', 'questions', 'right', 'measure', 'make_tasks',
+           'load_tasks']
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c002
 import random
@@ -111,28 +111,6 @@ def new_model(seed: int = 0, std: float = 0.05) -> Transformer:
     lm.init_weights(std)
     return lm
 
-class Together:
-    "Muon for the blocks' matrices and AdamW for the rest, as one optimiser."
-    def __init__(self, model: Transformer, lr: float = 6e-3):
-        inside = [p for p in model.blocks.parameters() if p.dim() == 2]
-        rest = [p for p in model.parameters() if not any(p is q for q in inside)]
-        self.parts = [
-            torch.optim.Muon(inside, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-        self.offset = len(inside)  # states are numbered through
-
-    @property
-    def param_groups(self) -> list: return [g for o in self.parts for g in o.param_groups]
-    def zero_grad(self, set_to_none: bool = True): [o.zero_grad(set_to_none) for o in self.parts]
-    def step(self): [o.step() for o in self.parts]
-    def state_dict(self) -> dict:
-        first, second = (o.state_dict()["state"] for o in self.parts)
-        return {"state": first | {i + self.offset: s for i, s in second.items()}, "param_groups": []}
-    def load_state_dict(self, given: dict):
-        for o, low, high in zip(self.parts, (0, self.offset), (self.offset, 1 << 30)):
-            o.load_state_dict(o.state_dict() | {"state": {i - low: s for i, s in given["state"].items() if low <= i < high}})
-
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c016
 def questions(prompts: Sequence[str]) -> Tensor:  # [B, 58]: prompts, then masks
     "Where a sampler starts."
@@ -163,7 +141,7 @@ def make_tasks(steps: int = STEPS):
     from arlm_nb.train_checkpoints import run_folder
     lm = new_model()
     how = dict(lr=6e-3, warmup=20, log_every=50, checkpoint_every=50, checkpoint=run_folder("diffusion/mdlm-tasks"))
-    found = fit(lm, batches(), loss(), steps=steps, optimizer=lambda _: Together(lm), **how).whole()
+    found = fit(lm, batches(), loss(), steps=steps, optimizer="muon", **how).whole()
     about = "Addition with written columns, running sums, reversed lists: masked diffusion"
     note = {
         "about": about,
