@@ -12,6 +12,7 @@ from arlm_nb.kernels.concat_reorder import concat_reorder, example
 from arlm_nb.kernels.cast_format import cast_format, format_limits
 from arlm_nb.kernels.philox import philox4x32
 from arlm_nb.kernels.staircase_quantize import staircase_dequantize, staircase_quantize
+from arlm_nb.kernels.vq_nearest import vq_nearest
 from arlm_nb.kernels.selective_scan import Inputs, literal_scan as literal_selective, selective_scan
 
 
@@ -301,7 +302,24 @@ def reorder_cases(rng):
             yield f"{L} {B} {H} {S} {C} {R} {d} {half} {dtype}", call, reorder_reference(*given), (tolerance, tolerance)
 
 
+def nearest_cases(rng):
+    r = generator(rng)
+    for n, K, d in [(1, 1, 1), (70, 130, 20), (64, 64, 16), (3, 300, 5), (130, 65, 33)]:
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 1e-4), (torch.float16, 1e-4)):
+            z, codes = torch.randn(n, d, generator=r).to(dtype), torch.randn(K, d, generator=r)
+            codes[K // 2] = codes[0]  # of equal codes the first
+            every = (z.double()[:, None] - codes.double()[None]).square().sum(-1)
+
+            def call(move, z=z, codes=codes, every=every):
+                ids, distance = vq_nearest(move(z), move(codes))
+                first = (ids.cpu() != len(codes) // 2) | (len(codes) == 1)
+                return flat(distance, every.gather(1, ids.cpu()[:, None]), first)  # at a near tie either code is right
+
+            yield f"{n} {K} {d} {dtype}", call, flat(every.min(1).values, every.min(1).values, torch.ones(n)), (tolerance, tolerance)
+
+
 MORE_CASES = {
+    "vq_nearest": nearest_cases,
     "concat_reorder": reorder_cases,
     "kv_evict": evict_cases,
     "linear_scan": linear_scan_cases,

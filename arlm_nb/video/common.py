@@ -14,7 +14,7 @@ from .tokenizer3d import CausalVideoVQ, VideoStream
 from .video_metrics import (VideoReport, boundary_jump, caption_accuracy, fitted_motion, frechet_video_distance, persistence, psnr, state_accuracy,
                                          video_metrics)
 from .video_view import filmstrip, video_player
-from .vq import VectorQuantizer
+from ..core.quantize import VectorQuantizer
 
 _all_ = ["ATTRIBUTES", "WORDS", "caption", "captions_of", "describe_format", "scripts", "video_offset", "video_tokenizer", "Packed", "guide", "text_video_ids", 
          "VideoBatch", "contact_sheet", "moving_sprites", "CausalVideoVQ", "VideoStream", "VideoReport", "boundary_jump", "caption_accuracy", "fitted_motion",

@@ -30,7 +30,7 @@ def prompt_of(caption: str, size: int = 16, frames: int = 17) -> str:
 
 def pack_clips(clips: VideoBatch, vq: CausalVideoVQ) -> Packed:
     "Text and codes, every frame written as a picture."
-    tok = video_tokenizer(vq.quantizer.codes)
+    tok = video_tokenizer(vq.quantizer.n_codes)
     texts = [tok.encode(prompt_of(c, clips.video.shape[-1], clips.video.shape[1])) for c in clips.captions]
     return text_video_ids(texts, vq.encode(clips.video), pictures=True)
 
@@ -49,7 +49,7 @@ def train_lumos(name: str, *, steps: int = STEPS, batch: int = BATCH, pool: int 
     scheme, kind = REFERENCE[name]
     data = textured(pool, 3000 + seed)[1]
     torch.manual_seed(seed)
-    model = Lumos(lumos_backbone(scheme, codes=load_vq().quantizer.codes), scheme=scheme)
+    model = Lumos(lumos_backbone(scheme, codes=load_vq().quantizer.n_codes), scheme=scheme)
     def batches(step, rng): return data[torch.randint(len(data), (batch,), generator=rng)]
     def objective(model, batch, rng): return ar_df_loss(model, batch, rng, kind=kind)
     return fit(model, batches, objective, steps=steps, lr=lr, warmup=30, final=0.05, weight_decay=0.01, seed=seed, **options)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.checkpoints import makes
-from .vq import VectorQuantizer
+from ..core.quantize import VectorQuantizer
 
 # %% auto #0
 __all__ = ['CausalConv', 'Residual', 'Grow', 'CausalVideoVQ', 'latents', 'from_latents', 'encode', 'decode', 'VideoStream',
@@ -71,7 +71,7 @@ class CausalVideoVQ(nn.Module):
                                       CausalConv(width, width, (3, 1, 1), (2, 1, 1)), Residual(width), CausalConv(width, dim, (1, 1, 1))])
         self.decoder = nn.ModuleList([CausalConv(dim, width, (1, 3, 3)), Residual(width), Residual(width), Grow(width, width), Residual(width),
                                       Grow(width, half, 2), CausalConv(half, half), CausalConv(half, 12, (1, 3, 3))])
-        self.quantizer = VectorQuantizer(codes, dim)
+        self.quantizer = VectorQuantizer(codes, dim, ema=0.97)
         for last in (self.encoder[-1], self.decoder[-1]): nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
 
     def run(self, layers: nn.ModuleList, x: Tensor, memory: dict | None = None) -> Tensor:
@@ -145,7 +145,7 @@ class VideoStream:
 def bits_per_pixel(self: CausalVideoVQ, frames: int, height: int, width: int) -> float:
     "T' H' W' log2 K / (T H W)."
     cells = (1 + (frames - 1) / self.ct) * (height / self.cs) * (width / self.cs)
-    return cells * math.log2(self.quantizer.codes) / (frames * height * width)
+    return cells * math.log2(self.quantizer.n_codes) / (frames * height * width)
 
 CausalVideoVQ.stream, CausalVideoVQ.bits_per_pixel = lambda self: VideoStream(self), bits_per_pixel
 
@@ -153,7 +153,8 @@ CausalVideoVQ.stream, CausalVideoVQ.bits_per_pixel = lambda self: VideoStream(se
 def vq_loss(vq: CausalVideoVQ, video: Tensor, rng: torch.Generator | None = None):  # -> Loss
     "L1 + 0.1 gradient difference + commitment."
     from arlm_nb.core.training import Loss
-    q, _, commitment = vq.quantizer(vq.latents(video))
+    found = vq.quantizer(vq.latents(video))
+    q, commitment = found.z_q, found.loss
     off = (vq.from_latents(q) - video).float()
     edges = sum(off.diff(dim=d).abs().mean() for d in (1, 3, 4))
     l1 = off.abs().mean()
@@ -177,9 +178,9 @@ def start_linear(vq: CausalVideoVQ, clips: Tensor, seed: int = 0):  # clips [B, 
     vq.block_in.weight.copy_(basis.T.view_as(vq.block_in.weight)), vq.block_in.bias.copy_(-mean @ basis)
     vq.block_out.weight.copy_(basis), vq.block_out.bias.copy_(mean)
     z = (x - mean) @ basis
-    means = MiniBatchKMeans(q.codes, n_init=1, random_state=seed, batch_size=2048, max_iter=20).fit(z.numpy())
+    means = MiniBatchKMeans(q.n_codes, n_init=1, random_state=seed, batch_size=2048, max_iter=20).fit(z.numpy())
     q.codebook.copy_(torch.from_numpy(means.cluster_centers_)), q.ready.fill_(1.0)
-    q.counts.copy_(torch.bincount(q.nearest(z), minlength=q.codes) * (2560 / len(z))), q.sums.copy_(q.codebook * q.counts[:, None])
+    q.counts.copy_(torch.bincount(q.nearest(z), minlength=q.n_codes) * (2560 / len(z))), q.sums.copy_(q.codebook * q.counts[:, None])
 
 def train_vq(steps: int = 600, batch: int = 32, seed: int = 0, pool: int = 2048, codes: int = 256, lr: float = 1.5e-3, **options):  # Fit
     "Train a tokenizer from nothing; its pool of clips is no test's."
