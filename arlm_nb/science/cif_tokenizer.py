@@ -5,6 +5,7 @@ __all__ = ['SYMBOLS', 'GROUPS', 'KEYWORDS', 'OTHERS', 'CIFTokenizer', 'ends_file
 
 # %% ../../nbs/science/13_cif_tokenizer.ipynb #c002
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 from ..core.tokenizer import Tokenizer
@@ -45,7 +46,8 @@ class CIFTokenizer(Tokenizer):
         super().__init__(Backend.from_str(_backend_json()))
 
 # %% ../../nbs/science/13_cif_tokenizer.ipynb #c005
-def ends_file(tokenizer) -> "callable":  # new ids -> bool
+def ends_file(tokenizer) -> Callable:  # new ids -> bool
     "A file is over after an empty line: two line breaks in a row."
-    newline = tokenizer.encode("\n")[-1]
-    return lambda ids: len(ids) > 1 and ids[-1] == ids[-2] == newline
+    pair = tokenizer.encode("\n\n")
+    if len(pair) == 2 and pair[0] == pair[1]: return lambda ids: len(ids) > 1 and ids[-1] == ids[-2] == pair[0]
+    return lambda ids: tokenizer.decode(ids[-4:]).endswith("\n\n")  # another vocabulary, with a token for both

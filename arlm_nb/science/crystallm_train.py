@@ -81,7 +81,7 @@ def new_model(seed: int = 0) -> Transformer:
     return Transformer(crystal_config(tokenizer.vocab_size), tokenizer, name="science/crystallm")
 
 # %% ../../nbs/science/17_crystallm_train.ipynb #c007
-STEPS = 1200
+STEPS = 500
 
 @torch.no_grad()
 def held_out_loss(lm, texts: Sequence[str], batch: int = 20) -> float:  # nats a token, every token counting alike
@@ -102,7 +102,7 @@ def make_crystallm(steps: int = STEPS):
     from arlm_nb.core.training import fit
     from arlm_nb.train_checkpoints import run_folder
     corpus, lm = crystal_corpus(), new_model()
-    how = dict(lr=6e-3, warmup=40, log_every=25, checkpoint_every=50, optimizer="muon", precision="bfloat16", compile=True)
+    how = dict(lr=6e-3, warmup=30, log_every=10, checkpoint_every=50, optimizer="muon", precision="bfloat16", compile=True)
     found = fit(lm, file_batches(lm.tokenizer, corpus.texts), steps=steps, checkpoint=run_folder("science/crystallm"), **how).whole()
     note = {"about": "CIF files of generated compounds: eight prototypes, 40 cations, 11 anions", "steps": steps, "batch": 16, "seed": 0, "fit": how, "files": len(corpus.texts)}
     note |= {"seconds": found.rows[-1]["seconds"], "loss": [(r["step"], round(r["loss"], 4)) for r in found.rows]}
