@@ -38,7 +38,7 @@ def cell_traces(lattice: np.ndarray, species: Sequence[str] = (), frac=None) -> 
         out.append(go.Scatter3d(x=x, y=y, z=z, mode="markers", name=s, marker=dict(size=size, color=palette[i % len(palette)], line=dict(color=ink, width=1))))
     return out
 
-_hidden = dict(visible=False)
+_hidden, _far = dict(visible=False), dict(eye=dict(x=2.0, y=1.7, z=1.0), projection=dict(type="orthographic"))
 _scene = dict(xaxis=_hidden, yaxis=_hidden, zaxis=_hidden, aspectmode="data", camera=dict(eye=dict(x=1.4, y=1.2, z=0.7), projection=dict(type="orthographic")))
 
 def cell_figure(crystal: Crystal, **layout):  # plotly Figure
@@ -69,7 +69,7 @@ def growth_figure(tokens: Sequence[str], n: int, lines: int = 22, **layout):  # 
     shown = [escape(line) for line in text.split("\n")][-lines:]
     fig = figure(*(cell_traces(lattice, species, frac) if lattice is not None else []), **{"title": f"{n} of {len(tokens)} tokens", "height": 460, "margin": dict(l=0, r=0, t=50, b=0)} | layout)
     fig.add_annotation(x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="top", align="left", showarrow=False, text="<br>".join(shown), font=dict(family="monospace", size=11, color=ink))
-    return fig.update_layout(scene=_scene | dict(domain=dict(x=[0.48, 1], y=[0, 1])), xaxis_visible=False, yaxis_visible=False)
+    return fig.update_layout(scene=_scene | dict(domain=dict(x=[0.45, 1], y=[0, 1]), camera=_far), xaxis_visible=False, yaxis_visible=False)
 
 def growth_controls(tokenizer, ids: Sequence[int]):
     "A slider over the tokens of a file."
