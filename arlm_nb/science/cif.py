@@ -10,7 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .crystals import NEAR, SPACE_GROUPS, Crystal, element, lattice_of, orbit, parse_formula, read_operator, reduced, space_group, write_formula
+from arlm_nb.science.crystals import (
+    NEAR,
+    SPACE_GROUPS,
+    Crystal,
+    element,
+    lattice_of,
+    orbit,
+    parse_formula,
+    read_operator,
+    reduced,
+    space_group,
+    write_formula,
+)
 
 # %% ../../nbs/science/12_cif.ipynb #c004
 SITE = ("type_symbol", "label", "symmetry_multiplicity", "fract_x", "fract_y", "fract_z", "occupancy")
@@ -43,7 +55,14 @@ def to_cif(crystal: Crystal, *, properties: bool = True) -> str:  # ends with an
     lines = [f"_cell_{n} {v:.4f}" for n, v in zip(CELL, p)]
     lines += [f"_symmetry_Int_Tables_number {group.number}", f"_chemical_formula_structural {write_formula(unit, ones=False)}"]
     lines += [f"_chemical_formula_sum '{write_formula(counts, sep=' ')}'", f"_cell_volume {volume:.4f}", f"_cell_formula_units_Z {z}"]
-    lines += ["loop_", "_symmetry_equiv_pos_site_id", "_symmetry_equiv_pos_as_xyz", "1 'x, y, z'", "loop_", *(f"_atom_site_{n}" for n in SITE)]
+    lines += [
+        "loop_",
+        "_symmetry_equiv_pos_site_id",
+        "_symmetry_equiv_pos_as_xyz",
+        "1 'x, y, z'",
+        "loop_",
+        *(f"_atom_site_{n}" for n in SITE),
+    ]
     for i, (s, f) in enumerate(zip(crystal.species, crystal.frac)):
         x, y, w = _wrapped(f)
         lines.append(f"{s} {s}{i} {len(orbit(group.name, f))} {x:.4f} {y:.4f} {w:.4f} 1")
@@ -60,7 +79,10 @@ def _loop(lines: list[str], fields: dict):
     while lines and lines[0].startswith("_"): names.append(lines.pop(0).split()[0])
     while lines and not lines[0].startswith(("_", "loop_", "data_")): rows.append(_values(lines.pop(0)))
     for row in rows:
-        if len(row) != len(names): raise ValueError(f"a loop of {len(names)} columns ({names[0] if names else 'none'}, ...) has a row of {len(row)}: {' '.join(row)!r}")
+        if len(row) != len(names):
+            raise ValueError(
+                f"a loop of {len(names)} columns ({names[0] if names else 'none'}, ...) has a row of {len(row)}: {' '.join(row)!r}"
+            )
     fields.update({name: [r[i] for r in rows] for i, name in enumerate(names)})
 
 def read_cif(text: str) -> dict:  # {"data": name, "_field": value, "_column of a loop": [values]}
@@ -98,7 +120,8 @@ def _sites(fields: dict) -> tuple[list[str], np.ndarray]:
     if not names: raise ValueError("the CIF lists no atom sites")
     species = [re.sub(r"[^A-Za-z].*", "", n) for n in names]
     columns = [fields.get(f"_atom_site_fract_{k}") for k in "xyz"]
-    if not all(columns) or any(len(c) != len(names) for c in columns): raise ValueError("the CIF lacks fractional coordinates for its sites")
+    if not all(columns) or any(len(c) != len(names) for c in columns):
+        raise ValueError("the CIF lacks fractional coordinates for its sites")
     frac = np.array([[to_float(v, f"_atom_site_fract_{k}") for v in c] for k, c in zip("xyz", columns)]).T
     return [element(s).symbol for s in species], frac
 
@@ -162,7 +185,8 @@ def load_cifs(path_or_hub: str | Path,  # a .cif file, a folder of them, or the 
               ) -> list[str]:  # in the standard form
     "Your own corpus; a composition comes once for each space group."
     path, found, failed = Path(path_or_hub).expanduser(), {}, []
-    if path.exists(): texts = (p.read_text(encoding="utf-8", errors="replace") for p in (sorted(path.rglob("*.cif")) if path.is_dir() else [path]))
+    if path.exists():
+        texts = (p.read_text(encoding="utf-8", errors="replace") for p in (sorted(path.rglob("*.cif")) if path.is_dir() else [path]))
     elif "/" in str(path_or_hub) and not path.is_absolute() and path.suffix != ".cif":
         from datasets import load_dataset
         texts = (row[column] for row in load_dataset(str(path_or_hub), split=split))
@@ -174,5 +198,6 @@ def load_cifs(path_or_hub: str | Path,  # a .cif file, a folder of them, or the 
             if not skip: raise
             failed.append(str(e))
         else: found.setdefault((c.formula, c.space_group), to_cif(c))
-    if not found: raise ValueError(f"no crystal could be read from {Path(path_or_hub).name}: {failed[0] if failed else 'there is no .cif file'}")
+    if not found:
+        raise ValueError(f"no crystal could be read from {Path(path_or_hub).name}: {failed[0] if failed else 'there is no .cif file'}")
     return list(found.values())

@@ -73,14 +73,21 @@ def _formula(fields: dict) -> str:
     unit, z = reduced(cell)
     stated = parse_formula(str(fields.get("_chemical_formula_structural", "")))
     if total != cell: return f"formula: data_ says {fields['data']}, the sum {fields['_chemical_formula_sum']}"
-    if stated != unit: return f"formula: {fields['data']} is {z} times {unit}, the structural formula {fields['_chemical_formula_structural']}"
-    return "" if fields.get("_cell_formula_units_Z", str(z)) == str(z) else f"formula: Z is {z}, the file says {fields['_cell_formula_units_Z']}"
+    if stated != unit:
+        return f"formula: {fields['data']} is {z} times {unit}, the structural formula {fields['_chemical_formula_structural']}"
+    return (
+        ""
+        if fields.get("_cell_formula_units_Z", str(z)) == str(z)
+        else f"formula: Z is {z}, the file says {fields['_cell_formula_units_Z']}"
+    )
+
 
 def _multiplicity(fields: dict, crystal: Crystal) -> str:
     "Why the sites do not make the formula, or nothing."
     stated = fields.get("_atom_site_symmetry_multiplicity", [])
     sizes = [len(orbit(crystal.space_group, f)) for f in crystal.frac]
-    if [str(n) for n in sizes] != list(stated): return f"multiplicity: the operators make {sizes} copies of the sites, the file says [{', '.join(stated)}]"
+    if [str(n) for n in sizes] != list(stated):
+        return f"multiplicity: the operators make {sizes} copies of the sites, the file says [{', '.join(stated)}]"
     wanted = parse_formula(fields["data"])
     return "" if crystal.counts == wanted else f"multiplicity: the sites make {crystal.counts}, the formula says {wanted}"
 

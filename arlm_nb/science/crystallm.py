@@ -19,18 +19,68 @@ from .cif import crystal_prompt, finish_cif, from_cif, load_cifs, standardise, t
 from .cif_tokenizer import CIFTokenizer
 from .crystal_match import Match, structure_match
 from .crystal_validity import Validity, bond_score, detect_group, energy_or_none, strain_energy, validity
-from .crystallm_sample import builder_cost, held_out_crystals, judge, ngram_baseline, sample_budget, sample_crystal, search_crystal, search_pair, write_files
+from arlm_nb.science.crystallm_sample import (
+    builder_cost,
+    held_out_crystals,
+    judge,
+    ngram_baseline,
+    sample_budget,
+    sample_crystal,
+    search_crystal,
+    search_pair,
+    write_files,
+)
 from .crystallm_train import crystal_corpus, file_batches, held_out_loss, new_model
 from .crystallm_view import cell_figure, energy_figure, growth_controls, growth_figure, tree_figure
 from .crystals import SPACE_GROUPS, Crystal, lattice_of, orbit, parse_formula
 from .prototypes import generate_crystals, make_crystal
-from .token_search import MCTS, RunningReward, SearchTree
+from .token_search import MCTS
+from .token_tree import RunningReward, SearchTree
 
 _all_ = [
-    "crystal_prompt", "finish_cif", "from_cif", "load_cifs", "standardise", "to_cif", "CIFTokenizer", "Match", "structure_match", "Validity", "bond_score", "detect_group", "energy_or_none",
-    "strain_energy", "validity", "builder_cost", "held_out_crystals", "judge", "ngram_baseline", "sample_budget", "sample_crystal", "search_crystal", "search_pair", "write_files", "crystal_corpus",
-    "file_batches", "held_out_loss", "new_model", "cell_figure", "energy_figure", "growth_controls", "growth_figure", "tree_figure", "SPACE_GROUPS", "Crystal", "lattice_of", "orbit", "parse_formula",
-    "generate_crystals", "make_crystal", "MCTS", "RunningReward", "SearchTree",
+    "crystal_prompt",
+    "finish_cif",
+    "from_cif",
+    "load_cifs",
+    "standardise",
+    "to_cif",
+    "CIFTokenizer",
+    "Match",
+    "structure_match",
+    "Validity",
+    "bond_score",
+    "detect_group",
+    "energy_or_none",
+    "strain_energy",
+    "validity",
+    "builder_cost",
+    "held_out_crystals",
+    "judge",
+    "ngram_baseline",
+    "sample_budget",
+    "sample_crystal",
+    "search_crystal",
+    "search_pair",
+    "write_files",
+    "crystal_corpus",
+    "file_batches",
+    "held_out_loss",
+    "new_model",
+    "cell_figure",
+    "energy_figure",
+    "growth_controls",
+    "growth_figure",
+    "tree_figure",
+    "SPACE_GROUPS",
+    "Crystal",
+    "lattice_of",
+    "orbit",
+    "parse_formula",
+    "generate_crystals",
+    "make_crystal",
+    "MCTS",
+    "RunningReward",
+    "SearchTree",
 ]
 
 # %% ../../nbs/science/02_crystallm.ipynb #c017
@@ -43,22 +93,68 @@ def measured(ours, theirs, pairs, nodes: Sequence[dict]) -> list[Measured]:
     gap, none = (paired_bootstrap(full[k].to_numpy(), full.sampling.to_numpy()) for k in ("search", "constant"))
     lower = gap.high < 0 and full.search_valid.mean() >= full.sampling_valid.mean()
     ratio = np.array([n["off"] / n["skipped"] for n in nodes])
-    notes = f"valid: search {full.search_valid.mean():.2f} (all simulations {full.search_all_valid.mean():.2f}), constant reward {full.constant_valid.mean():.2f}, sampling {full.sampling_valid.mean():.2f}"
+    valid = {name: round(full[f"{name}_valid"].mean(), 2) for name in ("search", "search_all", "constant", "sampling")}
+    notes = f"shares of valid files {valid}"
     return [
-        Measured(share.value, low, "share of valid files", share.value >= 0.6 and share.value >= 1.5 * low, None, share, f"{len(ours)} held-out compounds; baseline: 8-gram, {len(theirs)} of them", "(a) validity"),
-        Measured(full.search.mean(), full.sampling.mean(), "mean strain energy of valid files", lower, full.constant.mean(), None,
-                 f"last third of {len(full)} searches; search - sampling {gap.value:.2e} ({gap.low:.2e} to {gap.high:.2e}); {notes}", "(b) search and sampling"),
-        Measured(none.value, 0.0, "energy, constant reward - sampling", none.high >= 0, None, none, "the ablation: without a reward the search must not be better", "(b) constant reward"),
-        Measured(error.value if error else 1.0, None, "median |a - a_true| / a_true", error is not None and error.value <= 0.03, None, error, "valid files", "(c) lattice parameter"),
-        Measured(ratio.mean(), 1.0, "nodes a token, builder off / on", ratio.min() >= 3, None, (ratio.min(), ratio.max()), f"interval: all {len(nodes)} searches", "builder"),
+        Measured(
+            share.value,
+            low,
+            "share of valid files",
+            share.value >= 0.6 and share.value >= 1.5 * low,
+            None,
+            share,
+            f"{len(ours)} held-out compounds; baseline: 8-gram, {len(theirs)} of them",
+            "(a) validity",
+        ),
+        Measured(
+            full.search.mean(),
+            full.sampling.mean(),
+            "mean strain energy of valid files",
+            lower,
+            full.constant.mean(),
+            None,
+            f"last third of {len(full)} searches; search - sampling {gap.value:.2e} ({gap.low:.2e} to {gap.high:.2e}); {notes}",
+            "(b) search and sampling",
+        ),
+        Measured(
+            none.value,
+            0.0,
+            "energy, constant reward - sampling",
+            none.high >= 0,
+            None,
+            none,
+            "the ablation: without a reward the search must not be better",
+            "(b) constant reward",
+        ),
+        Measured(
+            error.value if error else 1.0,
+            None,
+            "median |a - a_true| / a_true",
+            error is not None and error.value <= 0.03,
+            None,
+            error,
+            "valid files",
+            "(c) lattice parameter",
+        ),
+        Measured(
+            ratio.mean(),
+            1.0,
+            "nodes a token, builder off / on",
+            ratio.min() >= 3,
+            None,
+            (ratio.min(), ratio.max()),
+            f"interval: all {len(nodes)} searches",
+            "builder",
+        ),
     ]
 
 # %% ../../nbs/science/02_crystallm.ipynb #c018
 @claim(
     "crystallm",
     paper="valid structures for most unseen compositions; tree search raises validity and lowers energies",
-    threshold="(a) validity on held-out compounds >= 0.6 and >= 1.5 x an 8-gram model's; (b) at equal positions the mean energy of valid files in the last third of a search is below sampling's "
-    "(interval excludes 0), validity not lower, and not so with a constant reward; (c) median error of the lattice parameter <= 3%; the context-sensitive builder saves >= 3 x the nodes",
+    threshold="(a) validity on held-out compounds >= 0.6 and >= 1.5 x an 8-gram model's; (b) at equal positions the mean energy of valid files "
+    "in the last third of a search is below sampling's (interval excludes 0), validity not lower, and not so with a constant reward; "
+    "(c) median error of the lattice parameter <= 3%; the context-sensitive builder saves >= 3 x the nodes",
 )
 def claim_crystallm(seed: int = 0, samples: int = 100, baseline: int = 40, compounds: int = 6, repeats: int = 2) -> list[Measured]:
     "A hundred files, and a dozen searches of 60 simulations."

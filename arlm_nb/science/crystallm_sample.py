@@ -18,7 +18,8 @@ from .crystal_match import structure_match
 from .crystal_validity import energy_or_none, strain_energy, validity
 from .crystallm_train import crystal_corpus
 from .crystals import Crystal
-from .token_search import MCTS, RunningReward
+from .token_search import MCTS
+from .token_tree import RunningReward
 
 # %% ../../nbs/science/18_crystallm_sample.ipynb #c003
 LONGEST = 480  # new tokens of a file
@@ -43,7 +44,8 @@ def sample_crystal(lm,
     single = isinstance(prompt, str) or len(prompt) == 0 or not isinstance(prompt[0], (str, list, tuple))
     prompts, _ = encode_prompts(lm, [_as_prompt(p, space_group) for p in ([prompt] if single else prompt)])
     longest = max(map(len, prompts))
-    if longest >= lm.context_length: raise ValueError(f"the prompt has {longest} tokens, the context {lm.context_length}: nothing can be written")
+    if longest >= lm.context_length:
+        raise ValueError(f"the prompt has {longest} tokens, the context {lm.context_length}: nothing can be written")
     if stop is None and lm.tokenizer is not None: stop = ends_file(lm.tokenizer)
     gens = row_generators(seed, len(prompts), lm.device)
     def choose(logits, live): return draw(warp(logits, temperature=temperature, top_k=top_k), [gens[i] for i in live])
@@ -71,10 +73,23 @@ def judge(crystals: Sequence[Crystal], texts: Sequence[str]):  # DataFrame: form
     rows = []
     for c, text in zip(crystals, texts):
         v = validity(text)
-        row = {"formula": c.formula, "group": c.space_group, "ok": v.ok, "formula_ok": v.formula, "multiplicity": v.multiplicity, "bonds": v.bonds, "space_group": v.space_group, "message": v.message}
+        row = {
+            "formula": c.formula,
+            "group": c.space_group,
+            "ok": v.ok,
+            "formula_ok": v.formula,
+            "multiplicity": v.multiplicity,
+            "bonds": v.bonds,
+            "space_group": v.space_group,
+            "message": v.message,
+        }
         if v.ok:
             found = from_cif(text)
-            row |= {"error": abs(found.parameters[0] / c.parameters[0] - 1), "match": structure_match(found, c).matched, "energy": strain_energy(found)}
+            row |= {
+                "error": abs(found.parameters[0] / c.parameters[0] - 1),
+                "match": structure_match(found, c).matched,
+                "energy": strain_energy(found),
+            }
         rows.append({"error": np.nan, "match": False, "energy": np.nan} | row)
     return pd.DataFrame(rows)
 
@@ -105,13 +120,17 @@ def sample_budget(lm, prompt: str, positions: int, *, seed: int = 0, batch: int 
             texts.append(whole_text(lm, g))
     return texts
 
-def distinct_energies(texts: Sequence[str]) -> tuple[np.ndarray, float]:  # energies of the distinct valid files, share of valid ones among all
+def distinct_energies(
+    texts: Sequence[str],
+) -> tuple[np.ndarray, float]:  # energies of the distinct valid files, share of valid ones among all
     "What a list of files is worth."
     energies = [energy_or_none(t) for t in texts]
     found = {t: e for t, e in zip(texts, energies) if e is not None}
     return np.array(list(found.values())), float(np.mean([e is not None for e in energies]))
 
-def search_crystal(lm, crystal: Crystal, *, simulations: int = 60, seed: int = 0, constant: bool = False, group: bool = True, **options):  # SearchTree
+def search_crystal(
+    lm, crystal: Crystal, *, simulations: int = 60, seed: int = 0, constant: bool = False, group: bool = True, **options
+):  # SearchTree
     "Search for low energies at a crystal's composition; `constant` switches the reward off."
     how = dict(batch=8, stop=ends_file(lm.tokenizer)) | options
     prompt = crystal_prompt(crystal.formula, crystal.space_group if group else None)
@@ -125,13 +144,26 @@ def search_pair(lm, crystal: Crystal, *, simulations: int = 60, seed: int = 0, *
         tree = search_crystal(lm, crystal, simulations=simulations, seed=seed, constant=constant, **options)
         last = [r["text"] for r in tree.rows[-(len(tree.rows) // 3):]]
         energies, valid = distinct_energies(last)
-        row |= {name: energies.mean() if len(energies) else np.nan, f"{name}_valid": valid, f"{name}_best": energies.min() if len(energies) else np.nan}
+        row |= {
+            name: energies.mean() if len(energies) else np.nan,
+            f"{name}_valid": valid,
+            f"{name}_best": energies.min() if len(energies) else np.nan,
+        }
         if name == "search":
-            row |= {"search_all_valid": distinct_energies([r["text"] for r in tree.rows])[1], "positions": tree.cost.positions, "seconds": tree.cost.seconds}
+            row |= {
+                "search_all_valid": distinct_energies([r["text"] for r in tree.rows])[1],
+                "positions": tree.cost.positions,
+                "seconds": tree.cost.seconds,
+            }
     prompt = crystal_prompt(crystal.formula, crystal.space_group)
     texts = sample_budget(lm, prompt, row["positions"], seed=seed)
     energies, valid = distinct_energies(texts)
-    return row | {"sampling": energies.mean() if len(energies) else np.nan, "sampling_valid": valid, "sampling_best": energies.min() if len(energies) else np.nan, "sampled": len(texts)}
+    return row | {
+        "sampling": energies.mean() if len(energies) else np.nan,
+        "sampling_valid": valid,
+        "sampling_best": energies.min() if len(energies) else np.nan,
+        "sampled": len(texts),
+    }
 
 # %% ../../nbs/science/18_crystallm_sample.ipynb #c010
 def builder_cost(lm, crystal: Crystal, simulations: int = 60, seed: int = 0, **options) -> dict[str, float]:

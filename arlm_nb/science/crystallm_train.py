@@ -62,7 +62,9 @@ def encode_files(tokenizer, texts: Sequence[str], weighted: bool = True) -> tupl
     return ids, torch.tensor([w + [0.0] * (width - len(w)) for _, w in rows])
 
 # %% ../../nbs/science/17_crystallm_train.ipynb #c006
-def file_batches(tokenizer, texts: Sequence[str], batch: int = 16, weighted: bool = True) -> Callable:  # data(step, rng) -> {"ids", "weights"} [batch, T]
+def file_batches(
+    tokenizer, texts: Sequence[str], batch: int = 16, weighted: bool = True
+) -> Callable:  # data(step, rng) -> {"ids", "weights"} [batch, T]
     "Random files, all padded to the longest."
     ids, weights = encode_files(tokenizer, texts, weighted)
     def data(step: int, rng: torch.Generator) -> dict:
@@ -72,7 +74,10 @@ def file_batches(tokenizer, texts: Sequence[str], batch: int = 16, weighted: boo
 
 def crystal_config(vocab_size: int) -> TransformerConfig:
     "0.9M parameters."
-    return TransformerConfig(vocab_size, d_model=128, n_layers=4, n_heads=4, context_length=512, positions="rotary", norm="rmsnorm", bias=False)
+    return TransformerConfig(
+        vocab_size, d_model=128, n_layers=4, n_heads=4, context_length=512, positions="rotary", norm="rmsnorm", bias=False
+    )
+
 
 def new_model(seed: int = 0) -> Transformer:
     "Untrained."
@@ -104,7 +109,14 @@ def make_crystallm(steps: int = STEPS):
     corpus, lm = crystal_corpus(), new_model()
     how = dict(lr=6e-3, warmup=30, log_every=10, checkpoint_every=50, optimizer="muon", precision="bfloat16", compile=True)
     found = fit(lm, file_batches(lm.tokenizer, corpus.texts), steps=steps, checkpoint=run_folder("science/crystallm"), **how).whole()
-    note = {"about": "CIF files of generated compounds: eight prototypes, 40 cations, 11 anions", "steps": steps, "batch": 16, "seed": 0, "fit": how, "files": len(corpus.texts)}
+    note = {
+        "about": "CIF files of generated compounds: eight prototypes, 40 cations, 11 anions",
+        "steps": steps,
+        "batch": 16,
+        "seed": 0,
+        "fit": how,
+        "files": len(corpus.texts),
+    }
     note |= {"seconds": found.rows[-1]["seconds"], "loss": [(r["step"], round(r["loss"], 4)) for r in found.rows]}
     texts = [to_cif(c) for c in corpus.test[:200]]
     note |= {"measured": {"held_out_nats_per_token": round(held_out_loss(lm.eval(), texts), 4)}}

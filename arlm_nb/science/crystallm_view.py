@@ -35,17 +35,36 @@ def cell_traces(lattice: np.ndarray, species: Sequence[str] = (), frac=None) -> 
     for i, s in enumerate(dict.fromkeys(species)):
         x, y, z = (points[[n == s for n in names]] @ lattice).T
         size = 9 + 9 * element(s).radius
-        out.append(go.Scatter3d(x=x, y=y, z=z, mode="markers", name=s, marker=dict(size=size, color=palette[i % len(palette)], line=dict(color=ink, width=1))))
+        out.append(
+            go.Scatter3d(
+                x=x,
+                y=y,
+                z=z,
+                mode="markers",
+                name=s,
+                marker=dict(size=size, color=palette[i % len(palette)], line=dict(color=ink, width=1)),
+            )
+        )
     return out
 
 _hidden, _far = dict(visible=False), dict(eye=dict(x=2.0, y=1.7, z=1.0), projection=dict(type="orthographic"))
-_scene = dict(xaxis=_hidden, yaxis=_hidden, zaxis=_hidden, aspectmode="data", camera=dict(eye=dict(x=1.4, y=1.2, z=0.7), projection=dict(type="orthographic")))
+_scene = dict(
+    xaxis=_hidden,
+    yaxis=_hidden,
+    zaxis=_hidden,
+    aspectmode="data",
+    camera=dict(eye=dict(x=1.4, y=1.2, z=0.7), projection=dict(type="orthographic")),
+)
+
 
 def cell_figure(crystal: Crystal, **layout):  # plotly Figure
     "The cell of a crystal."
     from arlm_nb.core.plotting import figure
     title = f"{crystal.formula}, {crystal.space_group}, {crystal.density:.2f} g/cm3"
-    return figure(*cell_traces(crystal.lattice, *crystal.cell()), **{"title": title, "height": 380, "scene": _scene, "margin": dict(l=0, r=0, t=50, b=0)} | layout)
+    return figure(
+        *cell_traces(crystal.lattice, *crystal.cell()),
+        **{"title": title, "height": 380, "scene": _scene, "margin": dict(l=0, r=0, t=50, b=0)} | layout,
+    )
 
 # %% ../../nbs/science/19_crystallm_view.ipynb #c006
 def partial_cell(text: str) -> tuple:  # lattice or None, species, frac
@@ -67,8 +86,22 @@ def growth_figure(tokens: Sequence[str], n: int, lines: int = 22, **layout):  # 
     text = "".join(tokens[:n])
     lattice, species, frac = partial_cell(text)
     shown = [escape(line) for line in text.split("\n")][-lines:]
-    fig = figure(*(cell_traces(lattice, species, frac) if lattice is not None else []), **{"title": f"{n} of {len(tokens)} tokens", "height": 460, "margin": dict(l=0, r=0, t=50, b=0)} | layout)
-    fig.add_annotation(x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="top", align="left", showarrow=False, text="<br>".join(shown), font=dict(family="monospace", size=11, color=ink))
+    fig = figure(
+        *(cell_traces(lattice, species, frac) if lattice is not None else []),
+        **{"title": f"{n} of {len(tokens)} tokens", "height": 460, "margin": dict(l=0, r=0, t=50, b=0)} | layout,
+    )
+    fig.add_annotation(
+        x=0,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        align="left",
+        showarrow=False,
+        text="<br>".join(shown),
+        font=dict(family="monospace", size=11, color=ink),
+    )
     return fig.update_layout(scene=_scene | dict(domain=dict(x=[0.45, 1], y=[0, 1]), camera=_far), xaxis_visible=False, yaxis_visible=False)
 
 def growth_controls(tokenizer, ids: Sequence[int]):
@@ -94,12 +127,27 @@ def tree_figure(tree, **layout):  # plotly Figure
     nodes = list(tree.root.walk())
     at = {n: (len(n.prefix) - start, height[n]) for n in nodes}
     def label(n): return "".join(tree.tokenizer.token(t) for t in (n.tokens if n.parent else [])).replace("\n", "↵")
-    hover = [f"{label(n)[-60:] or 'prompt'}<br>{n.visits} visits, mean reward {n.total / max(1, n.visits):.2f}, prior {n.prior:.3f}" for n in nodes]
+
+    hover = [
+        f"{label(n)[-60:] or 'prompt'}<br>{n.visits} visits, mean reward {n.total / max(1, n.visits):.2f}, prior {n.prior:.3f}"
+        for n in nodes
+    ]
     lines = np.array([v for n in nodes if n.parent for v in (at[n.parent], at[n], (np.nan, np.nan))]).reshape(-1, 2)
-    fig = figure(**{"title": f"{len(tree.rows)} simulations, {len(nodes)} nodes", "x_title": "tokens behind the prompt", "height": 420} | layout)
+    fig = figure(
+        **{"title": f"{len(tree.rows)} simulations, {len(nodes)} nodes", "x_title": "tokens behind the prompt", "height": 420} | layout
+    )
     fig.add_trace(go.Scatter(x=lines[:, 0], y=lines[:, 1], mode="lines", line=dict(color=ink, width=1), hoverinfo="skip"))
-    marker = dict(size=[4 + 26 * (n.visits / tree.root.visits) ** 0.5 for n in nodes], color=[n.total / max(1, n.visits) for n in nodes], colorscale=diverging, cmin=-1, cmax=1, cmid=0,
-                  showscale=True, colorbar_title_text="mean reward", line=dict(color=ink, width=1))
+    marker = dict(
+        size=[4 + 26 * (n.visits / tree.root.visits) ** 0.5 for n in nodes],
+        color=[n.total / max(1, n.visits) for n in nodes],
+        colorscale=diverging,
+        cmin=-1,
+        cmax=1,
+        cmid=0,
+        showscale=True,
+        colorbar_title_text="mean reward",
+        line=dict(color=ink, width=1),
+    )
     x, y = zip(*(at[n] for n in nodes))
     fig.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=marker, customdata=hover, hovertemplate="%{customdata}<extra></extra>"))
     return fig.update_layout(showlegend=False, yaxis_visible=False)
@@ -112,5 +160,13 @@ def energy_figure(search, sampled: Sequence[float | None], **layout):  # plotly 
     fig = figure(**{"title": "Energy of each file", "x_title": "file", "y_title": "strain energy, no unit", "height": 320} | layout)
     for i, (name, values) in enumerate((("search", search), ("sampling", sampled))):
         x = [k for k, v in enumerate(values) if v is not None]
-        fig.add_trace(go.Scatter(x=x, y=[values[k] for k in x], mode="markers", name=f"{name} ({len(x)} of {len(values)} valid)", marker=dict(color=palette[i], symbol=("circle", "x")[i], size=7)))
+        fig.add_trace(
+            go.Scatter(
+                x=x,
+                y=[values[k] for k in x],
+                mode="markers",
+                name=f"{name} ({len(x)} of {len(values)} valid)",
+                marker=dict(color=palette[i], symbol=("circle", "x")[i], size=7),
+            )
+        )
     return fig.update_yaxes(type="log")

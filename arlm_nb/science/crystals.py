@@ -24,15 +24,20 @@ class Element:
     ionic_radius: float  # of the usual ion, angstrom
     mass: float  # dalton
 
-_TABLE = """H 2.20 0.25 1.40 1.008|Li 0.98 1.45 0.76 6.94|Be 1.57 1.05 0.45 9.012|B 2.04 0.85 0.27 10.81|C 2.55 0.70 0.16 12.011|N 3.04 0.65 1.46 14.007
-O 3.44 0.60 1.40 15.999|F 3.98 0.50 1.33 18.998|Na 0.93 1.80 1.02 22.990|Mg 1.31 1.50 0.72 24.305|Al 1.61 1.25 0.54 26.982|Si 1.90 1.10 0.40 28.085
-P 2.19 1.00 2.12 30.974|S 2.58 1.00 1.84 32.06|Cl 3.16 1.00 1.81 35.45|K 0.82 2.20 1.38 39.098|Ca 1.00 1.80 1.00 40.078|Sc 1.36 1.60 0.75 44.956
-Ti 1.54 1.40 0.61 47.867|V 1.63 1.35 0.64 50.942|Cr 1.66 1.40 0.62 51.996|Mn 1.55 1.40 0.83 54.938|Fe 1.83 1.40 0.78 55.845|Co 1.88 1.35 0.75 58.933
-Ni 1.91 1.35 0.69 58.693|Cu 1.90 1.35 0.77 63.546|Zn 1.65 1.35 0.74 65.38|Ga 1.81 1.30 0.62 69.723|Ge 2.01 1.25 0.53 72.630|As 2.18 1.15 2.22 74.922
-Se 2.55 1.15 1.98 78.971|Br 2.96 1.15 1.96 79.904|Rb 0.82 2.35 1.52 85.468|Sr 0.95 2.00 1.18 87.62|Y 1.22 1.80 0.90 88.906|Zr 1.33 1.55 0.72 91.224
-Nb 1.60 1.45 0.64 92.906|Mo 2.16 1.45 0.65 95.95|Ag 1.93 1.60 1.15 107.868|Cd 1.69 1.55 0.95 112.414|In 1.78 1.55 0.80 114.818|Sn 1.96 1.45 0.69 118.710
-Sb 2.05 1.45 0.76 121.760|Te 2.10 1.40 2.21 127.60|I 2.66 1.40 2.20 126.904|Cs 0.79 2.60 1.67 132.905|Ba 0.89 2.15 1.35 137.327|La 1.10 1.95 1.03 138.905
-Ce 1.12 1.85 0.87 140.116|Hf 1.30 1.55 0.71 178.49|Ta 1.50 1.45 0.64 180.948|W 2.36 1.35 0.60 183.84|Pb 1.87 1.80 1.19 207.2|Bi 2.02 1.60 1.03 208.980"""
+_TABLE = """H 2.20 0.25 1.40 1.008|Li 0.98 1.45 0.76 6.94|Be 1.57 1.05 0.45 9.012|B 2.04 0.85 0.27 10.81
+C 2.55 0.70 0.16 12.011|N 3.04 0.65 1.46 14.007|O 3.44 0.60 1.40 15.999|F 3.98 0.50 1.33 18.998
+Na 0.93 1.80 1.02 22.990|Mg 1.31 1.50 0.72 24.305|Al 1.61 1.25 0.54 26.982|Si 1.90 1.10 0.40 28.085
+P 2.19 1.00 2.12 30.974|S 2.58 1.00 1.84 32.06|Cl 3.16 1.00 1.81 35.45|K 0.82 2.20 1.38 39.098
+Ca 1.00 1.80 1.00 40.078|Sc 1.36 1.60 0.75 44.956|Ti 1.54 1.40 0.61 47.867|V 1.63 1.35 0.64 50.942
+Cr 1.66 1.40 0.62 51.996|Mn 1.55 1.40 0.83 54.938|Fe 1.83 1.40 0.78 55.845|Co 1.88 1.35 0.75 58.933
+Ni 1.91 1.35 0.69 58.693|Cu 1.90 1.35 0.77 63.546|Zn 1.65 1.35 0.74 65.38|Ga 1.81 1.30 0.62 69.723
+Ge 2.01 1.25 0.53 72.630|As 2.18 1.15 2.22 74.922|Se 2.55 1.15 1.98 78.971|Br 2.96 1.15 1.96 79.904
+Rb 0.82 2.35 1.52 85.468|Sr 0.95 2.00 1.18 87.62|Y 1.22 1.80 0.90 88.906|Zr 1.33 1.55 0.72 91.224
+Nb 1.60 1.45 0.64 92.906|Mo 2.16 1.45 0.65 95.95|Ag 1.93 1.60 1.15 107.868|Cd 1.69 1.55 0.95 112.414
+In 1.78 1.55 0.80 114.818|Sn 1.96 1.45 0.69 118.710|Sb 2.05 1.45 0.76 121.760|Te 2.10 1.40 2.21 127.60
+I 2.66 1.40 2.20 126.904|Cs 0.79 2.60 1.67 132.905|Ba 0.89 2.15 1.35 137.327|La 1.10 1.95 1.03 138.905
+Ce 1.12 1.85 0.87 140.116|Hf 1.30 1.55 0.71 178.49|Ta 1.50 1.45 0.64 180.948|W 2.36 1.35 0.60 183.84
+Pb 1.87 1.80 1.19 207.2|Bi 2.02 1.60 1.03 208.980"""
 ELEMENTS = {s: Element(s, *map(float, v)) for s, *v in (row.split() for row in _TABLE.replace("\n", "|").split("|"))}
 
 def element(symbol: str) -> Element:
@@ -57,7 +62,9 @@ def parse_formula(text: str) -> dict[str, int]:  # element -> atoms, in the orde
         out[element(m[1]).symbol] = out.get(m[1], 0) + int(m[2] or 1)
         at = m.end()
     if at < len(text) or not out:
-        raise ValueError(f"a formula is elements and numbers of atoms (Na4Cl4), got {text!r}: cannot be read from position {at} ({text[at:at + 8]!r})")
+        raise ValueError(
+            f"a formula is elements and numbers of atoms (Na4Cl4), got {text!r}: cannot be read from position {at} ({text[at : at + 8]!r})"
+        )
     return out
 
 def write_formula(counts: dict[str, int], *, sep: str = "", ones: bool = True) -> str:
@@ -77,7 +84,8 @@ def read_operator(text: str) -> tuple[np.ndarray, np.ndarray]:  # R [3, 3] integ
     if len(parts) != 3: raise ValueError(f"an operator has three parts (x, y, z), got {text!r}")
     for i, part in enumerate(parts):
         terms = re.findall(r"([+-]?)(?:([xyz])|(\d+)(?:/(\d+))?|(\d*\.\d+))", part)
-        if "".join(f"{s}{v or ''}{n or ''}{'/' + d if d else ''}{f or ''}" for s, v, n, d, f in terms) != part: raise ValueError(f"cannot read operator {text!r} at {part!r}")
+        if "".join(f"{s}{v or ''}{n or ''}{'/' + d if d else ''}{f or ''}" for s, v, n, d, f in terms) != part:
+            raise ValueError(f"cannot read operator {text!r} at {part!r}")
         for s, v, n, d, f in terms:
             sign = -1 if s == "-" else 1
             if v: R[i, "xyz".index(v)] += sign
@@ -115,10 +123,20 @@ class SpaceGroup:
 _cubic = ("-x,-y,z", "-x,y,-z", "z,x,y")
 _centre, _face, _body = "-x,-y,-z", ("x,y+1/2,z+1/2", "x+1/2,y,z+1/2"), ("x+1/2,y+1/2,z+1/2",)
 _rutile = ("-x,-y,z", "-y+1/2,x+1/2,z+1/2", "-x+1/2,y+1/2,-z+1/2")
-_known = [("P1", 1, ()), ("P-1", 2, (_centre,)), ("P4/mmm", 123, ("-x,-y,z", "-y,x,z", "-x,y,-z", _centre)), ("P4_2/mnm", 136, (*_rutile, _centre)),
-          ("P6_3mc", 186, ("-y,x-y,z", "-x,-y,z+1/2", "-y,-x,z")), ("P6_3/mmc", 194, ("-y,x-y,z", "-x,-y,z+1/2", "y,x,-z", _centre)),
-          ("Pm-3", 200, (*_cubic, _centre)), ("P-43m", 215, (*_cubic, "y,x,z")), ("F-43m", 216, (*_cubic, "y,x,z", *_face)),
-          ("Pm-3m", 221, (*_cubic, "y,x,-z", _centre)), ("Fm-3m", 225, (*_cubic, "y,x,-z", _centre, *_face)), ("Im-3m", 229, (*_cubic, "y,x,-z", _centre, *_body))]
+_known = [
+    ("P1", 1, ()),
+    ("P-1", 2, (_centre,)),
+    ("P4/mmm", 123, ("-x,-y,z", "-y,x,z", "-x,y,-z", _centre)),
+    ("P4_2/mnm", 136, (*_rutile, _centre)),
+    ("P6_3mc", 186, ("-y,x-y,z", "-x,-y,z+1/2", "-y,-x,z")),
+    ("P6_3/mmc", 194, ("-y,x-y,z", "-x,-y,z+1/2", "y,x,-z", _centre)),
+    ("Pm-3", 200, (*_cubic, _centre)),
+    ("P-43m", 215, (*_cubic, "y,x,z")),
+    ("F-43m", 216, (*_cubic, "y,x,z", *_face)),
+    ("Pm-3m", 221, (*_cubic, "y,x,-z", _centre)),
+    ("Fm-3m", 225, (*_cubic, "y,x,-z", _centre, *_face)),
+    ("Im-3m", 229, (*_cubic, "y,x,-z", _centre, *_body)),
+]
 SPACE_GROUPS = {name: SpaceGroup(name, number, generators) for name, number, generators in _known}
 
 def space_group(name: str) -> SpaceGroup:
@@ -142,7 +160,9 @@ def orbit(name: str, site) -> np.ndarray:  # [m, 3] fractional coordinates in [0
     return _orbit(name, tuple(float(v) for v in np.round(site, 6)))
 
 # %% ../../nbs/science/10_crystals.ipynb #c015
-def lattice_of(a: float, b: float, c: float, alpha: float = 90.0, beta: float = 90.0, gamma: float = 90.0) -> np.ndarray:  # rows a, b, c, angstrom
+def lattice_of(
+    a: float, b: float, c: float, alpha: float = 90.0, beta: float = 90.0, gamma: float = 90.0
+) -> np.ndarray:  # rows a, b, c, angstrom
     "Lattice vectors of a cell's lengths (angstrom) and angles (degrees): the first along x, the second in the x-y plane."
     if min(a, b, c) <= 0: raise ValueError(f"cell lengths must be > 0, got {a}, {b}, {c}")
     ca, cb, cg = np.cos(np.radians([alpha, beta, gamma]))

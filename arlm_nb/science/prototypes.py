@@ -36,11 +36,21 @@ _all = [
     Prototype("rock salt", "Fm-3m", lambda u: (_corner, _centre), lambda d, r, u: 2 * d[0]),
     Prototype("caesium chloride", "Pm-3m", lambda u: (_corner, _centre), lambda d, r, u: 2 * d[0] / _root3),
     Prototype("zinc blende", "F-43m", lambda u: (_corner, _quarter), lambda d, r, u: 4 * d[0] / _root3),
-    Prototype("wurtzite", "P6_3mc", lambda u: ((1 / 3, 2 / 3, 0.0), (1 / 3, 2 / 3, u)), lambda d, r, u: d[0] / (r * u), ratio=(8 / 3) ** 0.5, u=0.375, hexagonal=True),
+    Prototype(
+        "wurtzite",
+        "P6_3mc",
+        lambda u: ((1 / 3, 2 / 3, 0.0), (1 / 3, 2 / 3, u)),
+        lambda d, r, u: d[0] / (r * u),
+        ratio=(8 / 3) ** 0.5,
+        u=0.375,
+        hexagonal=True,
+    ),
     Prototype("fluorite", "Fm-3m", lambda u: (_corner, _quarter), lambda d, r, u: 4 * d[0] / _root3),
     Prototype("antifluorite", "Fm-3m", lambda u: (_quarter, _corner), lambda d, r, u: 4 * d[0] / _root3),
     Prototype("rutile", "P4_2/mnm", lambda u: (_corner, (u, u, 0.0)), lambda d, r, u: d[0] / _rutile_bond(r, u), ratio=0.65, u=0.305),
-    Prototype("perovskite", "Pm-3m", lambda u: (_corner, _centre, (0.5, 0.5, 0.0)), lambda d, r, u: (2**0.5 * d[0] + 2 * d[1]) / 2, cations=2),
+    Prototype(
+        "perovskite", "Pm-3m", lambda u: (_corner, _centre, (0.5, 0.5, 0.0)), lambda d, r, u: (2**0.5 * d[0] + 2 * d[1]) / 2, cations=2
+    ),
 ]
 PROTOTYPES = {p.name: p for p in _all}
 CATIONS = "Li Na K Rb Cs Be Mg Ca Sr Ba Sc Y La Ti Zr Hf V Nb Mn Fe Co Ni Cu Ag Zn Cd Al Ga In Sn Pb Cr Mo Ce Ta W Si Ge Sb Bi".split()
