@@ -27,10 +27,10 @@ P6_4 P6_3 P-6 P6/m P6_3/m P622 P6_122 P6_522 P6_222 P6_422 P6_322 P6mm P6cc P6_3
 P6/mcc P6_3/mcm P6_3/mmc P23 F23 I23 P2_13 I2_13 Pm-3 Pn-3 Fm-3 Fd-3 Im-3 Pa-3 Ia-3 P432 P4_232 F432 F4_132 I432 P4_332
 P4_132 I4_132 P-43m F-43m I-43m P-43n F-43c I-43d Pm-3m Pn-3n Pm-3n Pn-3m Fm-3m Fm-3c Fd-3m Fd-3c Im-3m Ia-3d""".split()
 KEYWORDS = [
-    *("data_", "loop_", GROUP, "_symmetry_Int_Tables_number", "_chemical_formula_structural", "_chemical_formula_sum", "_cell_volume"),
-    *("_cell_formula_units_Z", "_symmetry_equiv_pos_site_id", "_symmetry_equiv_pos_as_xyz"),
-    *(f"_cell_{n}" for n in CELL), *(f"_atom_site_{n}" for n in SITE),
+    *("data_", "loop_", GROUP), *(f"_cell_{n}" for n in CELL), *(f"_atom_site_{n}" for n in SITE),
     *(f"_atom_type_{n}" for n in ("symbol", "electronegativity", "radius", "ionic_radius")),
+    *("_symmetry_Int_Tables_number", "_chemical_formula_structural", "_chemical_formula_sum", "_cell_volume", "_cell_formula_units_Z"),
+    *("_symmetry_equiv_pos_site_id", "_symmetry_equiv_pos_as_xyz"),
 ]
 OTHERS = [*"xyz.()+-/',", " ", "\n"]
 

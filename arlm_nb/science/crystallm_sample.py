@@ -132,7 +132,7 @@ def search_crystal(
     lm, crystal: Crystal, *, simulations: int = 60, seed: int = 0, constant: bool = False, group: bool = True, **options
 ):  # SearchTree
     "Search for low energies at a crystal's composition; `constant` switches the reward off."
-    how = dict(batch=8, stop=ends_file(lm.tokenizer)) | options
+    how = dict(batch=10, stop=ends_file(lm.tokenizer)) | options
     prompt = crystal_prompt(crystal.formula, crystal.space_group if group else None)
     how.setdefault("max_new_tokens", min(LONGEST, lm.context_length - len(lm.tokenizer.encode(prompt))))
     return MCTS(lm, (lambda text: 0.5) if constant else RunningReward(energy_or_none), **how).search(prompt, simulations, seed)
