@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from ..core.generation import Generation, decode_loop, encode_prompts, register_decoder
 from ..core.sampling import draw, row_generators, warp
@@ -166,8 +167,14 @@ def search_pair(lm, crystal: Crystal, *, simulations: int = 60, seed: int = 0, *
     }
 
 # %% ../../nbs/science/18_crystallm_sample.ipynb #c010
-def builder_cost(lm, crystal: Crystal, simulations: int = 60, seed: int = 0, **options) -> dict[str, float]:
-    "Nodes of the tree for each token of depth, with forced tokens skipped, kept as nodes, and all children everywhere."
-    ways = {"skipped": {}, "kept": {"bypass": False}, "off": {"cutoff": 1.0}}
-    trees = {name: search_crystal(lm, crystal, simulations=simulations, seed=seed, **(options | way)) for name, way in ways.items()}
-    return {name: t.nodes / max(1, t.depth) for name, t in trees.items()}
+@torch.no_grad()
+def builder_cost(lm, crystal: Crystal, width: int = 10, cutoff: float = 0.99, seed: int = 0) -> dict[str, float]:
+    """Nodes of a tree that reaches the end of a file, all options of every prefix of the file added: forced tokens skipped, kept as nodes
+    with one child, and no builder."""
+    prompt = crystal_prompt(crystal.formula, crystal.space_group)
+    g = sample_crystal(lm, prompt, seed=seed)
+    logits = lm(torch.tensor([g.prompt_ids + g.ids])).logits[0, len(g.prompt_ids) - 1 : -1]
+    top = logits.softmax(-1).topk(width).values
+    forced = int((top[:, 0] / top.sum(-1) > cutoff).sum())
+    free = len(g.ids) - forced
+    return {"tokens": len(g.ids), "skipped": width * free, "kept": width * free + forced, "off": width * len(g.ids)}
