@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'ARMS', 'NEOX', 'GPT3', 'Arm', 'grid_tokenizer', 'grid_ids', 'build', 'train_arm', 'held_out_losses',
-           'grid_runs', 'grid_rows', 'neox_tiny']
+           'grid_runs', 'grid_rows', 'neox_tiny', 'step_seconds']
 
 # %% ../../nbs/pretrained/15_neox_grid.ipynb #c002
 from collections.abc import Sequence
@@ -113,3 +113,17 @@ def neox_tiny():
     note = {"about": "GPT-NeoX of 4 layers on prose and code; with the grid of twelve", "data": "neox_texts: 1.5 MB of prose, 1.5 MB of code", "seed": 0, "steps": c.steps, "tokens": c.steps * c.batch_tokens,
             "command": "python -m arlm_nb.train_checkpoints pretrained/neox-tiny", "grid": [_row(n, f) for n, f in runs.items()]}
     return save_checkpoint(runs[NEOX].model, writable_path("checkpoints", "pretrained", "neox-tiny"), note)
+
+# %% ../../nbs/pretrained/15_neox_grid.ipynb #c009
+def step_seconds(names: Sequence[str] = (NEOX, "sequential, neox, rotary 25%"), repeats: int = 9) -> dict[str, float]:  # residual -> median seconds of forward and backward
+    "Both kinds of block in turn, on the same batch."
+    import time
+    lms, seen = {ARMS[n].residual: build(ARMS[n]) for n in names}, {ARMS[n].residual: [] for n in names}
+    ids = grid_ids("test", 300_000)[:4 * 129].view(4, 129)
+    for i in range(repeats + 2):
+        for r, lm in lms.items():
+            began = time.perf_counter()
+            torch.nn.functional.cross_entropy(lm(ids[:, :-1]).logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+            lm.zero_grad()
+            if i >= 2: seen[r].append(time.perf_counter() - began)
+    return {r: sorted(s)[len(s) // 2] for r, s in seen.items()}

@@ -130,13 +130,13 @@ def episode_batch(rng: torch.Generator, rows: int = 32, length: int = 52) -> dic
     return {"ids": ids, "weights": answers.float()}
 
 # %% ../../nbs/pretrained/17_neox_tasks.ipynb #c012
-STEPS = 1500
+STEPS = 1200
 
 
 def few_shot_model() -> GPTNeoX:
     "Untrained."
     tok = episode_tokenizer()
-    return GPTNeoX(padded_vocab(tok.vocab_size), 128, 4, 4, context_length=128, tokenizer=tok, name="pretrained/neox-few-shot")
+    return GPTNeoX(padded_vocab(tok.vocab_size), 96, 4, 4, context_length=128, tokenizer=tok, name="pretrained/neox-few-shot")
 
 
 @makes("pretrained/neox-few-shot")
@@ -150,7 +150,7 @@ def neox_few_shot(steps: int = STEPS):
     torch.manual_seed(0)
     done = fit(few_shot_model(), lambda step, rng: episode_batch(rng), steps=steps, lr=3e-3, warmup=30, optimizer="muon", weight_decay=0.01, final=0.05, log_every=50,
                checkpoint=run_folder("pretrained/neox-few-shot"), progress=False).whole()
-    note = {"about": "GPT-NeoX of 4 layers, width 128, on episodes whose convention the examples tell", "seed": 0, "steps": done.steps_done, "tokens": done.steps_done * 32 * 51,
+    note = {"about": "GPT-NeoX of 4 layers, width 96, on episodes whose convention the examples tell", "seed": 0, "steps": done.steps_done, "tokens": done.steps_done * 32 * 51,
             "command": "python -m arlm_nb.train_checkpoints pretrained/neox-few-shot", "loss": [(r["step"], round(r["loss"], 4)) for r in done.rows]}
     folder = save_checkpoint(done.model, writable_path("checkpoints", "pretrained", "neox-few-shot"), note)
     table = harness(load_checkpoint(folder), episode_tasks(100, seed=12345), n=100).frame
