@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['switched', 'neox_claim', 'LossScaler', 'TrainingConfig', 'training_config', 'ARMS', 'grid_rows', 'grid_runs',
-           'train_arm', 'Harness', 'Task', 'harness', 'suite_task', 'GPTNeoX', 'convert_hf', 'padded_vocab', 'rotary',
-           'small_init_', 'to_hf', 'wang_init_', 'episode_tasks', 'gpt2_style_tokenizer', 'neox_tokenizer',
-           'three_tokenizers', 'tokens_per_byte', 'block_figure', 'block_switches', 'token_overlay',
+           'long_runs', 'train_arm', 'Harness', 'Task', 'harness', 'suite_task', 'GPTNeoX', 'convert_hf',
+           'padded_vocab', 'rotary', 'small_init_', 'to_hf', 'wang_init_', 'episode_tasks', 'gpt2_style_tokenizer',
+           'neox_tokenizer', 'three_tokenizers', 'tokens_per_byte', 'block_figure', 'block_switches', 'token_overlay',
            'tensor_parallel_block', 'zero1']
 
 # %% ../../nbs/pretrained/01_gpt_neox.ipynb #c002
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.claims import Measured, claim
 from .loss_scaler import LossScaler
 from .neox_config import TrainingConfig, training_config
-from .neox_grid import ARMS, NEOX, build, grid_rows, grid_runs, held_out_losses, step_seconds, train_arm
+from .neox_grid import ARMS, NEOX, PAIR, build, grid_rows, grid_runs, held_out_losses, long_runs, step_seconds, train_arm
 from .neox_harness import Harness, Task, harness, suite_task
 from .neox_model import GPTNeoX, convert_hf, matmul_depth, padded_vocab, rotary, small_init_, to_hf, wang_init_
 from .neox_tasks import episode_tasks
@@ -24,11 +24,39 @@ from .neox_view import block_figure, block_switches, overlay_controls, token_ove
 from .zero import tensor_parallel_block, zero1
 
 # %% ../../nbs/pretrained/01_gpt_neox.ipynb #c003
-_all_ = ["LossScaler", "TrainingConfig", "training_config", "ARMS", "grid_rows", "grid_runs", "train_arm", "Harness", "Task", "harness", "suite_task", "GPTNeoX", "convert_hf",
-         "padded_vocab", "rotary", "small_init_", "to_hf", "wang_init_", "episode_tasks", "gpt2_style_tokenizer", "neox_tokenizer", "three_tokenizers", "tokens_per_byte",
-         "block_figure", "block_switches", "token_overlay", "tensor_parallel_block", "zero1"]
+_all_ = [
+    "LossScaler",
+    "TrainingConfig",
+    "training_config",
+    "ARMS",
+    "grid_rows",
+    "grid_runs",
+    "long_runs",
+    "train_arm",
+    "Harness",
+    "Task",
+    "harness",
+    "suite_task",
+    "GPTNeoX",
+    "convert_hf",
+    "padded_vocab",
+    "rotary",
+    "small_init_",
+    "to_hf",
+    "wang_init_",
+    "episode_tasks",
+    "gpt2_style_tokenizer",
+    "neox_tokenizer",
+    "three_tokenizers",
+    "tokens_per_byte",
+    "block_figure",
+    "block_switches",
+    "token_overlay",
+    "tensor_parallel_block",
+    "zero1",
+]
 
-# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c023
+# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c025
 def switched(lm: GPTNeoX) -> GPTNeoX:
     "The same weights with the other residual: the feed-forward now reads x + Attn."
     other = deepcopy(lm)
@@ -37,24 +65,44 @@ def switched(lm: GPTNeoX) -> GPTNeoX:
     return other
 
 
+def _close(ours: np.ndarray, theirs: np.ndarray, off: float, name: str, of: str, seed: int) -> Measured:
+    "Losses on the same windows, within 2% of each other?"
+    from arlm_nb.core.statistics import paired_bootstrap
+    gap = paired_bootstrap(ours, theirs, n=1000, seed=seed)
+    near = max(abs(gap.low), abs(gap.high)) <= 0.02 * theirs.mean()
+    note = f"difference {gap.value / theirs.mean():+.1%} [{gap.low / theirs.mean():+.1%}, {gap.high / theirs.mean():+.1%}], paired over windows, {of}; ablation: the trained parallel model with its feed-forward reading x + Attn"
+    return Measured(ours.mean(), theirs.mean(), "nats per token", near, off, name=name, notes=note)
+
+
 def _code_saving(seed: int = 0) -> Measured:
     "Tokens for held-out Python, file by file."
     from arlm_nb.core.statistics import bootstrap
     names, files = list(tokenizers := three_tokenizers()), neox_texts("code", "test", 300_000)
-    size, count = np.array([len(f.encode()) for f in files]), {n: np.array([len(t.encode(f)) for f in files]) for n, t in tokenizers.items()}
+    size, count = (
+        np.array([len(f.encode()) for f in files]),
+        {n: np.array([len(t.encode(f)) for f in files]) for n, t in tokenizers.items()},
+    )
     prose, same, ours = (count[n] for n in names)
     saving = bootstrap(np.stack([ours, prose], 1), lambda v: 1 - v[..., 0].sum(-1) / v[..., 1].sum(-1), seed=seed)
     quoted = sum(len(i) for i in gpt2_style_tokenizer(neox_texts("docstrings"), 2000).encode_batch(files))
     note = f"saving {saving.value:.1%} [{saving.low:.1%}, {saving.high:.1%}] over files; against docstrings with their layout {1 - ours.sum() / quoted:.1%}; ablation: GPT-2's rules on the same prose and code"
     total = size.sum()
-    return Measured(ours.sum() / total, prose.sum() / total, "tokens per byte of Python", saving.low >= 0.15, same.sum() / total, name="tokens for held-out code", notes=note)
+    return Measured(
+        ours.sum() / total,
+        prose.sum() / total,
+        "tokens per byte of Python",
+        saving.low >= 0.15,
+        same.sum() / total,
+        name="tokens for held-out code",
+        notes=note,
+    )
 
 
 def _same_ids(words: list[str], tokenizer) -> float:
     "Share of words with the same ids at a text's start and behind a space."
     return float(np.mean([tokenizer.encode(w) == tokenizer.encode("a " + w)[len(tokenizer.encode("a")):] for w in words]))
 
-# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c024
+# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c026
 @claim(
     "gpt_neox",
     paper="gains far more from five shots than GPT-3 and FairSeq models of similar size; parallel layers about 15% faster at about the same loss; a tokenizer that needs fewer tokens, most so on code",
@@ -69,7 +117,8 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
     runs = grid_runs(seed=seed)
     losses = {name: held_out_losses(f.model.eval()).numpy() for name, f in runs.items()}
     side, row = (np.mean([losses[a] for a, arm in ARMS.items() if arm.parallel == p], 0) for p in (True, False))  # of each window
-    gap, off = paired_bootstrap(side, row, n=1000, seed=seed), float(held_out_losses(switched(runs[NEOX].model)).mean())
+    off = float(held_out_losses(switched(runs[NEOX].model)).mean())
+    later, pair = {n: held_out_losses(f.model.eval()).numpy() for n, f in long_runs(seed).items()}, PAIR
     depth = [matmul_depth(build(arm).blocks[0], torch.randn(1, 8, 96)) for arm in (ARMS[NEOX], ARMS["sequential, neox, rotary 25%"])]
     seconds = step_seconds()
     words = sorted({w for t in neox_texts("prose", "test", 20_000) for w in t.split() if w.isalpha()})
@@ -79,13 +128,48 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
     zero, five, wrong = told.hits(0), told.hits(5), misled.hits(5)
     gain = paired_bootstrap(five, zero, seed=seed)
     return [
-        Measured(side.mean(), row.mean(), "nats per token", max(abs(gap.low), abs(gap.high)) <= 0.02 * row.mean(), off, name="final loss, parallel against sequential",
-                 notes=f"difference {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}], mean of six models each, paired over windows; ablation: the trained parallel model with its feed-forward reading x + Attn"),
-        Measured(depth[0], depth[1], "weight products in a row", depth[0] * 2 <= depth[1], name="depth of a block", notes="longest path through the block's graph"),
-        Measured(1000 * seconds["parallel"], 1000 * seconds["sequential"], "ms per step", None, name="step time", notes="reported, median of alternating steps on one core: nothing is promised there"),
+        _close(side, row, off, "loss after 300 steps, parallel against sequential", "means of six models each", seed),
+        _close(
+            later[pair[0]],
+            later[pair[1]],
+            float(held_out_losses(switched(long_runs(seed)[NEOX].model.eval())).mean()),
+            "loss after 1,200 steps",
+            "one pair",
+            seed,
+        ),
+        Measured(
+            depth[0],
+            depth[1],
+            "weight products in a row",
+            depth[0] * 2 <= depth[1],
+            name="depth of a block",
+            notes="longest path through the block's graph",
+        ),
+        Measured(
+            1000 * seconds["parallel"],
+            1000 * seconds["sequential"],
+            "ms per step",
+            None,
+            name="step time",
+            notes="reported, median of alternating steps on one core: nothing is promised there",
+        ),
         _code_saving(seed),
-        Measured(_same_ids(words, tok), _same_ids(words, gpt2_style_tokenizer(neox_texts("prose", max_bytes=300_000), 1000)), "share of words", _same_ids(words, tok) == 1, _same_ids(words, bare),
-                 name="same ids at a text's start", notes=f"{len(words)} words; ablation: NeoX's way without the space before the text"),
-        Measured(five.mean(), zero.mean(), "accuracy", gain.low >= 0.10 and wrong.mean() - zero.mean() < 0.5 * gain.value, wrong.mean(), name="five shots against none",
-                 notes=f"gain {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] over {len(five)} questions; ablation: examples of other conventions"),
+        Measured(
+            _same_ids(words, tok),
+            _same_ids(words, gpt2_style_tokenizer(neox_texts("prose", max_bytes=300_000), 1000)),
+            "share of words",
+            _same_ids(words, tok) == 1,
+            _same_ids(words, bare),
+            name="same ids at a text's start",
+            notes=f"{len(words)} words; ablation: NeoX's way without the space before the text",
+        ),
+        Measured(
+            five.mean(),
+            zero.mean(),
+            "accuracy",
+            gain.low >= 0.10 and wrong.mean() - zero.mean() < 0.5 * gain.value,
+            wrong.mean(),
+            name="five shots against none",
+            notes=f"gain {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] over {len(five)} questions; ablation: examples of other conventions",
+        ),
     ]

@@ -53,7 +53,17 @@ def lr_at(self: TrainingConfig, step: int) -> float:
 
 def fit_options(self: TrainingConfig) -> dict:
     "Arguments of `core.training.fit`."
-    return dict(steps=self.steps, lr=self.lr, schedule="cosine", warmup=self._warm, final=self.final, optimizer="adamw", weight_decay=self.weight_decay, clip=self.clip, accumulate=self.accumulate)
+    return dict(
+        steps=self.steps,
+        lr=self.lr,
+        schedule="cosine",
+        warmup=self._warm,
+        final=self.final,
+        optimizer="adamw",
+        weight_decay=self.weight_decay,
+        clip=self.clip,
+        accumulate=self.accumulate,
+    )
 
 
 TrainingConfig.lr_at, TrainingConfig.fit_options = lr_at, fit_options
@@ -62,7 +72,9 @@ TrainingConfig._warm = property(lambda self: round(self.warmup * self.steps))
 # %% ../../nbs/pretrained/14_neox_config.ipynb #c005
 PRESETS = {
     "20B": TrainingConfig(44, 6144, 64, 2048, steps=150_000, micro_batch=4, accumulate=32, lr=0.97e-4, tensor=2, pipeline=4, devices=96),
-    "tiny": TrainingConfig(4, 96, 4, 128, steps=300, micro_batch=4, accumulate=1, lr=2e-3, precision="float32", zero_stage=0, activation_checkpointing=False),
+    "tiny": TrainingConfig(
+        4, 96, 4, 128, steps=300, micro_batch=4, accumulate=1, lr=2e-3, precision="float32", zero_stage=0, activation_checkpointing=False
+    ),
 }
 
 

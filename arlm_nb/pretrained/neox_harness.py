@@ -40,7 +40,8 @@ class Task:
 def read(self: Task, document) -> tuple[str, tuple[str, ...], int]:  # prompt, choices, gold
     "A document as a question; a right answer outside the choices is refused."
     prompt, choices, gold = self.prompt(document), tuple(self.choices(document)), self.gold(document)
-    if not 0 <= gold < len(choices): raise ValueError(f"task {self.name!r}: gold must be in 0..{len(choices) - 1} (its choices), got {gold}")
+    if not 0 <= gold < len(choices):
+        raise ValueError(f"task {self.name!r}: gold must be in 0..{len(choices) - 1} (its choices), got {gold}")
     return prompt, choices, gold
 
 
@@ -85,7 +86,14 @@ def ask(
     for s, sums in zip(shots, score_shots(lm, shots, before=task.before, normalize="none")):
         sums, gold = sums.double().cpu().numpy(), s.options.index(s.answer)
         size = np.array([max(1, len(o.encode())) for o in s.options])
-        rows.append({"right": credit(sums, gold), "normalized": credit(sums / size, gold), "chance": 1 / len(s.options), "answer": s.options[int(sums.argmax())]})
+        rows.append(
+            {
+                "right": credit(sums, gold),
+                "normalized": credit(sums / size, gold),
+                "chance": 1 / len(s.options),
+                "answer": s.options[int(sums.argmax())],
+            }
+        )
     return rows
 
 # %% ../../nbs/pretrained/16_neox_harness.ipynb #c007
@@ -107,8 +115,18 @@ class Harness:
         rows = []
         for (task, k), found in self.answers.items():
             right = np.array([r["right"] for r in found])
-            rows.append({"task": task, "group": self.groups[task], "shots": k, "n": len(right), "accuracy": right.mean(), "stderr": right.std(ddof=1) / len(right) ** 0.5 if len(right) > 1 else 0.0,
-                         "normalized": np.mean([r["normalized"] for r in found]), "chance": np.mean([r["chance"] for r in found])})
+            rows.append(
+                {
+                    "task": task,
+                    "group": self.groups[task],
+                    "shots": k,
+                    "n": len(right),
+                    "accuracy": right.mean(),
+                    "stderr": right.std(ddof=1) / len(right) ** 0.5 if len(right) > 1 else 0.0,
+                    "normalized": np.mean([r["normalized"] for r in found]),
+                    "chance": np.mean([r["chance"] for r in found]),
+                }
+            )
         return pd.DataFrame(rows)
 
     def _repr_html_(self): return self.frame.round(3).to_html(index=False)
@@ -135,14 +153,31 @@ def _plot(self: Harness, others: Sequence[Harness] = ()):  # plotly Figure
     "Mean accuracy over tasks against shots, with a standard error; one line for each task, or for each model."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import dashes, figure, palette
-    fig, lines = figure(title=f"{self.name}: accuracy against shots" if not others else "Accuracy against shots", x_title="shots", y_title="accuracy"), []
+
+    fig, lines = (
+        figure(
+            title=f"{self.name}: accuracy against shots" if not others else "Accuracy against shots", x_title="shots", y_title="accuracy"
+        ),
+        [],
+    )
     if others:
         for h in (self, *others):
-            f = h.frame.groupby("shots").agg(accuracy=("accuracy", "mean"), stderr=("stderr", lambda s: float(np.sqrt((s ** 2).sum()) / len(s)))).reset_index()
+            f = (
+                h.frame.groupby("shots")
+                .agg(accuracy=("accuracy", "mean"), stderr=("stderr", lambda s: float(np.sqrt((s**2).sum()) / len(s))))
+                .reset_index()
+            )
             lines.append((h.name, f))
     else: lines = list(self.frame.groupby("task", sort=False))
     for i, (name, f) in enumerate(lines):
-        fig.add_scatter(x=f.shots, y=f.accuracy, name=name, mode="lines+markers", error_y=dict(type="data", array=f.stderr), line=dict(color=palette[i % 6], dash=dashes[i % 6]))
+        fig.add_scatter(
+            x=f.shots,
+            y=f.accuracy,
+            name=name,
+            mode="lines+markers",
+            error_y=dict(type="data", array=f.stderr),
+            line=dict(color=palette[i % 6], dash=dashes[i % 6]),
+        )
     if not others:
         for i, (name, f) in enumerate(lines): fig.add_hline(y=float(f.chance.iloc[0]), line=dict(color=palette[i % 6], dash="dot", width=1))
     return fig.update_yaxes(range=[0, 1.03])
@@ -167,5 +202,15 @@ def suite_task(
     open_end = now.form.split("{y}")[0]
     prompt = lambda e: open_end.replace("{x}", e.query).rstrip(" ")
     half = len(found) // 2
-    return Task(now.name, prompt, lambda e: e.options, lambda e: e.options.index(e.answer), found[:half], found[half:], now.description, now.delimiter,
-                open_end[len(open_end.rstrip(" ")):], now.family or "choice")
+    return Task(
+        now.name,
+        prompt,
+        lambda e: e.options,
+        lambda e: e.options.index(e.answer),
+        found[:half],
+        found[half:],
+        now.description,
+        now.delimiter,
+        open_end[len(open_end.rstrip(" ")) :],
+        now.family or "choice",
+    )

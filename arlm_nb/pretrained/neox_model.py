@@ -87,21 +87,41 @@ class GPTNeoX(Transformer):
         **more,  # of TransformerConfig
     ):
         if init not in INITS: raise unknown("init", init, INITS)
-        if tied_norm and not parallel: raise ValueError("tied_norm=True needs parallel=True: in a sequential block the two norms read different streams")
-        c = neox_config(vocab, d_model, n_layers, n_heads, rotary_pct, parallel, positions, tied_norm=tied_norm, context_length=context_length, **more)
+        if tied_norm and not parallel:
+            raise ValueError("tied_norm=True needs parallel=True: in a sequential block the two norms read different streams")
+        c = neox_config(
+            vocab, d_model, n_layers, n_heads, rotary_pct, parallel, positions, tied_norm=tied_norm, context_length=context_length, **more
+        )
         self.init = init
         super().__init__(c, tokenizer, name=name)
 
     def init_weights(self, std: float = 0.02): init_(self, self.init)
 
 # %% ../../nbs/pretrained/10_neox_model.ipynb #c013
-def neox_config(vocab: int, d_model: int, n_layers: int, n_heads: int, rotary_pct: float = 0.25, parallel: bool = True, positions: str = "rotary", **more) -> TransformerConfig:
+def neox_config(
+    vocab: int,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    rotary_pct: float = 0.25,
+    parallel: bool = True,
+    positions: str = "rotary",
+    **more,
+) -> TransformerConfig:
     "The configuration of core that is a GPT-NeoX: layer norm, GELU, biases, embeddings apart."
     if n_heads < 1 or d_model % n_heads: raise ValueError(f"d_model must be a multiple of n_heads, got {d_model} and {n_heads}")
     if positions not in ("rotary", "learned"): raise unknown("positions", positions, ("rotary", "learned"))
     turned = rotary_dims(d_model // n_heads, rotary_pct)
     kind = "none" if positions == "rotary" and not turned else positions
-    fixed = dict(positions=kind, rotary_fraction=rotary_pct, block="parallel" if parallel else "sequential", ffn="gelu", norm="layernorm", bias=True, tied=False)
+    fixed = dict(
+        positions=kind,
+        rotary_fraction=rotary_pct,
+        block="parallel" if parallel else "sequential",
+        ffn="gelu",
+        norm="layernorm",
+        bias=True,
+        tied=False,
+    )
     return TransformerConfig(vocab, d_model, n_layers, n_heads, **(fixed | more))
 
 
@@ -120,9 +140,23 @@ def convert_hf(model) -> GPTNeoX:  # model: a transformers GPT-NeoX or Pythia, a
     kind = getattr(model.config, "model_type", type(model).__name__)
     if kind != "gpt_neox": raise ValueError(f"convert_hf takes a checkpoint of architecture gpt_neox, got {kind}")
     plain = from_hf(model, tokenizer)
-    fields = {k: v for k, v in plain.config.to_dict().items() if k not in ("vocab_size", "d_model", "n_layers", "n_heads", "rotary_fraction", "block", "positions")}
+    fields = {
+        k: v
+        for k, v in plain.config.to_dict().items()
+        if k not in ("vocab_size", "d_model", "n_layers", "n_heads", "rotary_fraction", "block", "positions")
+    }
     c = plain.config
-    lm = GPTNeoX(c.vocab_size, c.d_model, c.n_layers, c.n_heads, rotary_pct=c.rotary_fraction, parallel=c.block == "parallel", tokenizer=plain.tokenizer, name=plain.name, **fields)
+    lm = GPTNeoX(
+        c.vocab_size,
+        c.d_model,
+        c.n_layers,
+        c.n_heads,
+        rotary_pct=c.rotary_fraction,
+        parallel=c.block == "parallel",
+        tokenizer=plain.tokenizer,
+        name=plain.name,
+        **fields,
+    )
     lm.load_state_dict(plain.state_dict())
     return lm.eval()
 
@@ -142,7 +176,9 @@ def stream_sizes(lm: Transformer, ids: Tensor) -> list[float]:  # [L + 1]
     return [r / rms[0] for r in rms]
 
 # %% ../../nbs/pretrained/10_neox_model.ipynb #c026
-def matmul_depth(block: Block, x: Tensor, maps_only: bool = True) -> int:  # x: [B, T, d]; maps_only False: attention's two products count too
+def matmul_depth(
+    block: Block, x: Tensor, maps_only: bool = True
+) -> int:  # x: [B, T, d]; maps_only False: attention's two products count too
     "Matrix products on the longest path from a block's output to its input."
     positions = torch.arange(x.shape[1], device=x.device)[None]
     y = block(x.detach().requires_grad_(), positions=positions)[0]

@@ -92,7 +92,10 @@ def episode_tasks(
     def make(name: str) -> Task:
         rng = random.Random(f"{seed} {name}")
         test = [question(name, draw_convention(name, rng), rng, True) for _ in range(n)]
-        def own(q: Question, k: int, r: random.Random) -> list: return _distinct(name, lambda: draw_convention(name, r) if misled else q.convention, k, r)
+
+        def own(q: Question, k: int, r: random.Random) -> list:
+            return _distinct(name, lambda: draw_convention(name, r) if misled else q.convention, k, r)
+
         return Task(name, lambda q: f"{q.x} =", lambda q: q.choices, lambda q: q.gold, test, own, name, " ; ", " ", "conventions")
     return {name: make(name) for name in NAMES}
 
@@ -148,10 +151,27 @@ def neox_few_shot(steps: int = STEPS):
     from arlm_nb.pretrained.neox_harness import harness
     from arlm_nb.train_checkpoints import run_folder
     torch.manual_seed(0)
-    done = fit(few_shot_model(), lambda step, rng: episode_batch(rng), steps=steps, lr=3e-3, warmup=30, optimizer="muon", weight_decay=0.01, final=0.05, log_every=50,
-               checkpoint=run_folder("pretrained/neox-few-shot"), progress=False).whole()
-    note = {"about": "GPT-NeoX of 4 layers, width 96, on episodes whose convention the examples tell", "seed": 0, "steps": done.steps_done, "tokens": done.steps_done * 32 * 51,
-            "command": "python -m arlm_nb.train_checkpoints pretrained/neox-few-shot", "loss": [(r["step"], round(r["loss"], 4)) for r in done.rows]}
+    done = fit(
+        few_shot_model(),
+        lambda step, rng: episode_batch(rng),
+        steps=steps,
+        lr=3e-3,
+        warmup=30,
+        optimizer="muon",
+        weight_decay=0.01,
+        final=0.05,
+        log_every=50,
+        checkpoint=run_folder("pretrained/neox-few-shot"),
+        progress=False,
+    ).whole()
+    note = {
+        "about": "GPT-NeoX of 4 layers, width 96, on episodes whose convention the examples tell",
+        "seed": 0,
+        "steps": done.steps_done,
+        "tokens": done.steps_done * 32 * 51,
+        "command": "python -m arlm_nb.train_checkpoints pretrained/neox-few-shot",
+        "loss": [(r["step"], round(r["loss"], 4)) for r in done.rows],
+    }
     folder = save_checkpoint(done.model, writable_path("checkpoints", "pretrained", "neox-few-shot"), note)
     table = harness(load_checkpoint(folder), episode_tasks(100, seed=12345), n=100).frame
     note["measured"] = {f"{r.task}_{r.shots}_shots": round(r.accuracy, 3) for r in table.itertuples()}

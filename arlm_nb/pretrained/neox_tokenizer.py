@@ -32,7 +32,9 @@ def _merges(texts: Sequence[str], vocab_size: int, specials: Sequence[str], whit
     if prefix_space: backend.normalizer = normalizers.Prepend(" ")
     backend.pre_tokenizer = _cut(whitespace, drop=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False))
+    backend.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False)
+    )
     return json.loads(backend.to_str())["model"]
 
 # %% ../../nbs/pretrained/11_neox_tokenizer.ipynb #c005
@@ -53,9 +55,12 @@ def neox_tokenizer(
     if not any(texts): raise ValueError("a tokenizer needs training text, got none")
     found = _merges(texts, vocab_size - len(runs), specials, whitespace, prefix_space)
     vocab = found["vocab"] | {r: len(found["vocab"]) + i for i, r in enumerate(runs)}
-    backend = Backend(models.BPE(vocab=vocab, merges=[tuple(m) for m in found["merges"]], ignore_merges=True))  # a piece that is an entry is one token
+    backend = Backend(
+        models.BPE(vocab=vocab, merges=[tuple(m) for m in found["merges"]], ignore_merges=True)
+    )  # a piece that is an entry is one token
     backend.pre_tokenizer, backend.decoder = _cut(whitespace), decoders.ByteLevel()
-    if prefix_space: backend.normalizer, backend.decoder = normalizers.Prepend(" "), decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    if prefix_space:
+        backend.normalizer, backend.decoder = normalizers.Prepend(" "), decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     return Tokenizer._finish(backend, specials)
 
 # %% ../../nbs/pretrained/11_neox_tokenizer.ipynb #c007
@@ -85,8 +90,11 @@ def neox_texts(kind: str, split: str = "train", max_bytes: int = 1_500_000) -> l
 def three_tokenizers(vocab_size: int = 2000) -> dict[str, Tokenizer]:
     "GPT-2's way on prose, GPT-2's way on prose and code, NeoX's way on prose and code; one size."
     prose, code = neox_texts("prose"), neox_texts("code")
-    return {"GPT-2 style, prose": gpt2_style_tokenizer(prose, vocab_size), "GPT-2 style, prose + code": gpt2_style_tokenizer(prose + code, vocab_size),
-            "NeoX, prose + code": neox_tokenizer(prose + code, vocab_size)}
+    return {
+        "GPT-2 style, prose": gpt2_style_tokenizer(prose, vocab_size),
+        "GPT-2 style, prose + code": gpt2_style_tokenizer(prose + code, vocab_size),
+        "NeoX, prose + code": neox_tokenizer(prose + code, vocab_size),
+    }
 
 # %% ../../nbs/pretrained/11_neox_tokenizer.ipynb #c008
 def tokens_per_byte(

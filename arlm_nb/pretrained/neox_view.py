@@ -25,35 +25,91 @@ def _plan(parallel: bool, tied_norm: bool, attention: str) -> tuple[dict, list]:
     "Where the boxes stand and what feeds what."
     boxes = {"x": (0, 2, "x"), "attn": (2.7, 3, attention), "y": (6.4 if parallel else 8.8, 2, "y")}
     if not parallel:
-        boxes |= {"ln1": (1.1, 3, "LN<sub>1</sub>"), "+1": (3.9, 2, "+"), "ln2": (5.0, 3, "LN<sub>2</sub>"), "ff": (6.3, 3, "FF"), "+2": (7.6, 2, "+")}
-        return boxes, [("x", "ln1"), ("ln1", "attn"), ("attn", "+1"), ("x", "+1"), ("+1", "ln2"), ("ln2", "ff"), ("ff", "+2"), ("+1", "+2"), ("+2", "y")]
-    boxes |= {"ff": (2.7, 1, "FF"), "+": (4.6, 2, "+")} | ({"ln": (1.2, 2.7, "LN")} if tied_norm else {"ln1": (1.2, 3, "LN<sub>1</sub>"), "ln2": (1.2, 1, "LN<sub>2</sub>")})
+        boxes |= {
+            "ln1": (1.1, 3, "LN<sub>1</sub>"),
+            "+1": (3.9, 2, "+"),
+            "ln2": (5.0, 3, "LN<sub>2</sub>"),
+            "ff": (6.3, 3, "FF"),
+            "+2": (7.6, 2, "+"),
+        }
+        return boxes, [
+            ("x", "ln1"),
+            ("ln1", "attn"),
+            ("attn", "+1"),
+            ("x", "+1"),
+            ("+1", "ln2"),
+            ("ln2", "ff"),
+            ("ff", "+2"),
+            ("+1", "+2"),
+            ("+2", "y"),
+        ]
+    boxes |= {"ff": (2.7, 1, "FF"), "+": (4.6, 2, "+")} | (
+        {"ln": (1.2, 2.7, "LN")} if tied_norm else {"ln1": (1.2, 3, "LN<sub>1</sub>"), "ln2": (1.2, 1, "LN<sub>2</sub>")}
+    )
     reads = [("x", "ln"), ("ln", "attn"), ("ln", "ff")] if tied_norm else [("x", "ln1"), ("x", "ln2"), ("ln1", "attn"), ("ln2", "ff")]
     return boxes, [*reads, ("attn", "+"), ("ff", "+"), ("x", "+"), ("+", "y")]
 
 # %% ../../nbs/pretrained/18_neox_view.ipynb #c005
-def block_figure(parallel: bool = True, tied_norm: bool = False, rotary_pct: float = 0.25, learned: bool = False, init: str = "neox", **sizes):  # sizes: of `size_of`; plotly Figure
+def block_figure(
+    parallel: bool = True, tied_norm: bool = False, rotary_pct: float = 0.25, learned: bool = False, init: str = "neox", **sizes
+):  # sizes: of `size_of`; plotly Figure
     "One block as a graph, with what the whole model has in parameters."
     from arlm_nb.core.plotting import figure, ink, palette
     tied_norm = tied_norm and parallel
     where = "learned" if learned else f"{rotary_pct:.0%} rotary" if rotary_pct else "no positions"
     boxes, arrows = _plan(parallel, tied_norm, f"Attn<br>{where}")
-    switches = dict(parallel=parallel, tied_norm=tied_norm, init=init) | (dict(positions="learned") if learned else dict(rotary_pct=rotary_pct))
+    switches = dict(parallel=parallel, tied_norm=tied_norm, init=init) | (
+        dict(positions="learned") if learned else dict(rotary_pct=rotary_pct)
+    )
     name = "parallel" if parallel else "sequential"
-    fig = figure(title=f"{name}, init {init}: {size_of(**sizes, **switches):,} parameters, {1 if parallel else 2} sum{'' if parallel else 's'} over ranks a block", height=320)
+    fig = figure(
+        title=f"{name}, init {init}: {size_of(**sizes, **switches):,} parameters, {1 if parallel else 2} sum{'' if parallel else 's'} over ranks a block",
+        height=320,
+    )
     for a, b in arrows:
         (x0, y0, _), (x1, y1, _) = boxes[a], boxes[b]
-        fig.add_annotation(x=x1, y=y1, ax=x0, ay=y0, xref="x", yref="y", axref="x", ayref="y", showarrow=True, arrowhead=2, arrowwidth=1.5, arrowcolor=ink, standoff=52 if b == "attn" else 24, startstandoff=18)
+        fig.add_annotation(
+            x=x1,
+            y=y1,
+            ax=x0,
+            ay=y0,
+            xref="x",
+            yref="y",
+            axref="x",
+            ayref="y",
+            showarrow=True,
+            arrowhead=2,
+            arrowwidth=1.5,
+            arrowcolor=ink,
+            standoff=52 if b == "attn" else 24,
+            startstandoff=18,
+        )
     color = {"a": palette[0], "f": palette[1], "l": palette[2]}
     for key, (x, y, label) in boxes.items():
-        fig.add_annotation(x=x, y=y, text=f"<b>{label}</b>", showarrow=False, bgcolor=color.get(key[0], ink), font=dict(color="white", size=13), borderpad=6)
+        fig.add_annotation(
+            x=x,
+            y=y,
+            text=f"<b>{label}</b>",
+            showarrow=False,
+            bgcolor=color.get(key[0], ink),
+            font=dict(color="white", size=13),
+            borderpad=6,
+        )
     return fig.update_xaxes(visible=False, range=[-0.6, 9.4]).update_yaxes(visible=False, range=[0.4 if parallel else 1.4, 3.7])
 
 # %% ../../nbs/pretrained/18_neox_view.ipynb #c006
 def block_switches(**sizes):  # core.controls.Controls
     "The block with its switches."
     from arlm_nb.core.controls import Controls
-    return Controls(lambda **on: block_figure(**on, **sizes), parallel=True, tied_norm=False, rotary_pct=[0.25, 0.0, 0.5, 1.0], learned=False, init=["neox", "gpt2"])
+
+    return Controls(
+        lambda **on: block_figure(**on, **sizes),
+        parallel=True,
+        tied_norm=False,
+        rotary_pct=[0.25, 0.0, 0.5, 1.0],
+        learned=False,
+        init=["neox", "gpt2"],
+    )
 
 # %% ../../nbs/pretrained/18_neox_view.ipynb #c010
 def visible(token: str) -> str:

@@ -45,18 +45,22 @@ def reduce_scatter(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:  # rows[ra
 
 
 @torch.no_grad()
-def zero_step(self: Zero1, rank_grads: Sequence[Sequence[Sequence[Tensor]]] | None = None):  # [rank][group][parameter]; None: the mean is in the parameters' .grad
+def zero_step(
+    self: Zero1, rank_grads: Sequence[Sequence[Sequence[Tensor]]] | None = None
+):  # [rank][group][parameter]; None: the mean is in the parameters' .grad
     "reduce-scatter, R steps, all-gather."
     for g in range(len(self.groups)):
         found = self._split(g, "grad") if rank_grads is None else reduce_scatter([self._split(g, "grad", rank[g]) for rank in rank_grads])
         for r in range(self.ranks): self.parts[g][r].grad = found[r]
         self.sent += 2 * self.length[g] * (self.ranks - 1)  # entries a rank sends: reduce-scatter, all-gather
     for r, own in enumerate(self.own):
-        for mine, given in zip(own.param_groups, self.kinds): mine.update({k: v for k, v in given.items() if k != "params"})  # a schedule's learning rate
+        for mine, given in zip(own.param_groups, self.kinds):
+            mine.update({k: v for k, v in given.items() if k != "params"})  # a schedule's learning rate
         own.step()
     for g, params in enumerate(self.groups):
         flat = torch.cat(self.parts[g])
-        for p, new in zip(params, flat.split([*(p.numel() for p in params), len(flat) - sum(p.numel() for p in params)])): p.copy_(new.view_as(p))
+        for p, new in zip(params, flat.split([*(p.numel() for p in params), len(flat) - sum(p.numel() for p in params)])):
+            p.copy_(new.view_as(p))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
