@@ -5,6 +5,7 @@ __all__ = ['builders', 'makers', 'read_tensors', 'write_tensors', 'save_checkpoi
            'checkpoint_names', 'english_model', 'checkpoint_path', 'load_lm', 'makes', 'in_order']
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c002
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -146,13 +147,18 @@ makers = Registry("recipe", "makes")
 def makes(
     name: str,  # of the checkpoint: "area/name"; written out, since it is found by reading the sources
     *,
+    each: tuple[str, ...] | None = None,  # a family: `name` has {} where each of these stands (written out, first after the name)
     after: tuple[str, ...] = (),  # checkpoints that must be there first
 ):
-    "Decorator of a function without arguments that gives a `Recipe`, or trains and saves the checkpoint itself."
+    "Decorator of a function without arguments (of one, for a family) that gives a `Recipe`, or trains and saves the checkpoint itself."
+    if (each is not None) != ("{}" in name): raise ValueError(f"a name with {{}} needs each=(...), one without takes none; got {name!r} and {each}")
 
     def mark(fn):
-        fn.after = tuple(after)
-        return makers.add(name)(fn)
+        for label in each or [None]:
+            one = fn if label is None else functools.partial(fn, label)
+            one.after = tuple(after)
+            makers.add(name.replace("{}", label or ""))(one)
+        return fn
 
     return mark
 

@@ -17,14 +17,20 @@ from torch.nn import functional as F
 # %% ../../nbs/core/32_lora.ipynb #c003
 class Gate:
     "Where the correction acts: nowhere, until a mask is set."
-    def __init__(self): self.mask = None
+    def __init__(self): self.mask, self._rows = None, {}
 
     @contextmanager
     def __call__(self, mask: Tensor | None):  # bool [B, T] or [1, T]; True: corrected
         "Set for the time of a block of code."
-        before, self.mask = self.mask, mask
+        before, self.mask, self._rows = self.mask, mask, {}
         try: yield self
-        finally: self.mask = before
+        finally: self.mask, self._rows = before, {}
+
+    def rows(self, shape: torch.Size) -> Tensor | None:  # [n] places in [B T]; None: nowhere
+        "Where the mask is True, found once for all layers."
+        if self.mask is None: return None
+        if shape not in self._rows: self._rows[shape] = self.mask.expand(shape).flatten().nonzero()[:, 0]
+        return self._rows[shape] if len(self._rows[shape]) else None
 
 # %% ../../nbs/core/32_lora.ipynb #c004
 class LoRA(nn.Module):
@@ -54,10 +60,9 @@ class LoRA(nn.Module):
         y = self.base(x)
         if not self.on: return y
         if self.gate is None: return y + self.correction(x)
-        mask = self.gate.mask
-        if mask is None or not bool(mask.any()): return y
-        rows = mask.expand(x.shape[:-1])
-        return y.masked_scatter(rows[..., None], y[rows] + self.correction(x[rows]))
+        rows = self.gate.rows(x.shape[:-1])
+        if rows is None: return y
+        return y.flatten(0, -2).index_add(0, rows, self.correction(x.flatten(0, -2)[rows]).to(y.dtype)).view_as(y)
 
 # %% ../../nbs/core/32_lora.ipynb #c005
 def _is_linear(module) -> bool: return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -90,12 +90,13 @@ def unknown(
 def marked(
     decorator: str,  # its name: "claim"
 ) -> dict[str, str]:  # key -> module, sorted by module
-    "The keys of all lines `@decorator(\"key\")` in the installed package; nothing is imported."
+    "The keys of all lines `@decorator(\"key\")` in the installed package; `@decorator(\"a/{}\", each=(\"b\", \"c\"))` has two, a/b and a/c. Nothing is imported."
     top, found = package_folder(), {}
-    mark = re.compile(rf"^@{decorator}\(\s*[\"']([\w./-]+)[\"']", re.M)
+    mark = re.compile(rf"^@{decorator}\(\s*[\"']([\w./{{}}-]+)[\"'](?:\s*,\s*each=\(([^)]*)\))?", re.M)
     for path in sorted(top.rglob("*.py")):
         module = ".".join(("arlm_nb", *path.relative_to(top).with_suffix("").parts))
-        for key in mark.findall(path.read_text(encoding="utf-8")): found[key] = module
+        for key, each in mark.findall(path.read_text(encoding="utf-8")):
+            for label in re.findall(r"[\"']([\w.-]+)[\"']", each) or [""]: found[key.replace("{}", label)] = module
     return found
 
 # %% ../../nbs/core/00_paths.ipynb #c0reg

@@ -50,22 +50,25 @@ def masked_diffusion_loss(
     *,
     weighting: str | Callable = "elbo",  # elbo: w(t); uniform: 1; or a function of t
     answer_only: bool = False,  # the batch must say what is prompt
-    sampler: str = "antithetic",  # or uniform
+    sampler: str | Callable = "antithetic",  # or uniform, or (n, rng) -> times [n] in (0, 1]
+    token_weight: Callable | None = None,  # cross-entropies -> weights of the tokens, of the same shape; None: 1
 ) -> Callable:  # objective(model or denoiser, batch, rng) -> Loss
     "Weighted cross-entropy at the masked positions, over the number of editable tokens."
     if not callable(weighting) and weighting not in ("elbo", "uniform"):
         raise ValueError(f"weighting must be 'elbo', 'uniform' or a function of t, got {weighting!r}")
     weight = process.schedule.weight if weighting == "elbo" else (lambda t: torch.ones_like(t)) if weighting == "uniform" else weighting
-    draw_times(1, torch.Generator(), sampler)
+    times = sampler if callable(sampler) else lambda n, rng: draw_times(n, rng, sampler)
+    times(1, torch.Generator())
     def objective(model, batch, rng) -> Loss:
         if answer_only and (isinstance(batch, Tensor) or not {"prompt", "editable"} & set(batch)):
             raise ValueError("answer_only needs a batch with 'prompt' (lengths) or 'editable' (bool), got ids alone")
         ids, editable = take(batch)
-        t = draw_times(len(ids), rng, sampler)
+        t = times(len(ids), rng)
         x = process.sample(ids, t, rng, editable=editable)
         hidden = x == process.mask_id
         nll = F.cross_entropy(_denoiser(model, process).logits(x, t)[hidden].float(), ids[hidden], reduction="none")
         w = weight(t)[:, None].expand(ids.shape).to(ids.device)[hidden]
+        if token_weight is not None: w = w * token_weight(nll)
         value = (w * nll).sum() / editable.sum().clamp(min=1)
         return Loss(value.to(nll.dtype), {"nll_masked": float(nll.detach().mean()) if len(nll) else 0.0})
     return objective

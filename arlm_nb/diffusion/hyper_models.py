@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'KINDS', 'TABLES', 'STEPS', 'chain_source', 'chain_texts', 'chain_oracle', 'chain_objective', 'ShiftedLM',
-           'load_chain', 'begin', 'train_chain', 'make_chain', 'chain_mdlm', 'chain_eps01', 'chain_eps10',
-           'chain_gamma02', 'chain_tables']
+           'load_chain', 'begin', 'train_chain', 'make_chain', 'chain_checkpoint']
 
 # %% ../../nbs/diffusion/24_hyper_models.ipynb #c002
 from dataclasses import replace
@@ -100,17 +99,5 @@ def make_chain(name: str):
     return save_checkpoint(found.model, data_path("checkpoints") / "diffusion" / f"hyper-{name}", note)
 
 # %% ../../nbs/diffusion/24_hyper_models.ipynb #c007
-@makes("diffusion/hyper-mdlm", after=("diffusion/source-mdlm",))
-def chain_mdlm(): return make_chain("mdlm")
-
-@makes("diffusion/hyper-eps01", after=("diffusion/source-mdlm",))
-def chain_eps01(): return make_chain("eps01")
-
-@makes("diffusion/hyper-eps10", after=("diffusion/source-mdlm",))
-def chain_eps10(): return make_chain("eps10")
-
-@makes("diffusion/hyper-gamma02", after=("diffusion/source-mdlm",))
-def chain_gamma02(): return make_chain("gamma02")
-
-@makes("diffusion/hyper-tables", after=("diffusion/source-mdlm",))
-def chain_tables(): return make_chain("tables")
+@makes("diffusion/hyper-{}", each=("mdlm", "eps01", "eps10", "gamma02", "tables"), after=("diffusion/source-mdlm",))
+def chain_checkpoint(name: str): return make_chain(name)

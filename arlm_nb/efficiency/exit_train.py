@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['DISTILL', 'EXIT_LAYER', 'TUNE_STEPS', 'TWINS', 'ShallowDeep', 'read_exit', 'level', 'uniform_map', 'distill_map',
-           'shallow_deep_loss', 'weighted_exit_loss', 'train_twin', 'train_code_free', 'train_code_calm',
-           'train_code_plain', 'measure_exits']
+           'shallow_deep_loss', 'weighted_exit_loss', 'train_twin', 'make_twin', 'measure_exits']
 
 # %% ../../nbs/efficiency/10_exit_train.ipynb #c002
 from collections.abc import Callable, Sequence
@@ -117,12 +116,8 @@ def train_twin(name: str, steps: int = TUNE_STEPS, seed: int = 0):  # path of th
     folder = save_checkpoint(lm, writable_path("checkpoints", "efficiency", name), note)
     return save_checkpoint(load_checkpoint(folder), folder, note | {"measured": measure_exits(load_checkpoint(folder))})
 
-@makes("efficiency/code-free", after=("code-large",))
-def train_code_free(): return train_twin("code-free")
-@makes("efficiency/code-calm", after=("code-large",))
-def train_code_calm(): return train_twin("code-calm")
-@makes("efficiency/code-plain", after=("code-large",))
-def train_code_plain(): return train_twin("code-plain")
+@makes("efficiency/{}", each=("code-free", "code-calm", "code-plain"), after=("code-large",))
+def make_twin(name: str): return train_twin(name)
 
 @torch.no_grad()
 def measure_exits(lm) -> dict:

@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'ROWS', 'STEPS', 'MORE', 'BASE', 'ARMS', 'SWITCHED', 'SWEEP', 'SHIPPED', 'text_row', 'text_data',
-           'base_recipe', 'responses', 'response_data', 'tune', 'save_arm', 'arm_model', 'make_ce', 'make_ul_t',
-           'make_ul_s', 'make_ul_ts', 'make_simctg', 'make_nce', 'make_ct']
+           'base_recipe', 'responses', 'response_data', 'tune', 'save_arm', 'arm_model', 'make_arm']
 
 # %% ../../nbs/objectives/34_ct_train.ipynb #c002
 from collections.abc import Callable
@@ -129,17 +128,5 @@ def arm_model(arm: str, seed: int = 0, **options):  # options of `tune`
     return tune(arm, seed=seed, **options)
 
 # %% ../../nbs/objectives/34_ct_train.ipynb #c016
-@makes("objectives/ct-ce", after=(BASE,))
-def make_ce(): save_arm("CE")
-@makes("objectives/ct-ul-t", after=(BASE,))
-def make_ul_t(): save_arm("UL-T")
-@makes("objectives/ct-ul-s", after=(BASE,))
-def make_ul_s(): save_arm("UL-S")
-@makes("objectives/ct-ul-ts", after=(BASE,))
-def make_ul_ts(): save_arm("UL-TS")
-@makes("objectives/ct-simctg", after=(BASE,))
-def make_simctg(): save_arm("SimCTG")
-@makes("objectives/ct-nce", after=(BASE,))
-def make_nce(): save_arm("NCE")
-@makes("objectives/ct-ct", after=(BASE,))
-def make_ct(): save_arm("CT")
+@makes("objectives/ct-{}", each=("ce", "ul-t", "ul-s", "ul-ts", "simctg", "nce", "ct"), after=("objectives/ct-base",))
+def make_arm(label: str): save_arm(next(arm for arm in SHIPPED if arm.lower() == label))

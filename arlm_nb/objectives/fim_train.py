@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'ROWS', 'CONTEXT', 'REFERENCE', 'transformed', 'fill_in_middle', 'middle_ids', 'middle_loss', 'l2r_loss',
-           'training_rows', 'held_out', 'watch', 'train_reference', 'save_reference', 'make_fim_0', 'make_fim_50',
-           'make_fim_90', 'make_fim_middle_only', 'make_fim_token_cuts', 'make_fim_finetuned']
+           'training_rows', 'held_out', 'watch', 'train_reference', 'save_reference', 'make_fim', 'make_fim_finetuned']
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c002
 from collections.abc import Callable, Sequence
@@ -171,15 +170,7 @@ def save_reference(name: str):
     save_checkpoint(run.model.eval(), writable_path("checkpoints", "objectives", name), note)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c020
-@makes("objectives/fim-0", after=("code-small",))
-def make_fim_0(): save_reference("fim-0")
-@makes("objectives/fim-50", after=("code-small",))
-def make_fim_50(): save_reference("fim-50")
-@makes("objectives/fim-90", after=("code-small",))
-def make_fim_90(): save_reference("fim-90")
-@makes("objectives/fim-middle-only", after=("code-small",))
-def make_fim_middle_only(): save_reference("fim-middle-only")
-@makes("objectives/fim-token-cuts", after=("code-small",))
-def make_fim_token_cuts(): save_reference("fim-token-cuts")
+@makes("objectives/{}", each=("fim-0", "fim-50", "fim-90", "fim-middle-only", "fim-token-cuts"), after=("code-small",))
+def make_fim(name: str): save_reference(name)
 @makes("objectives/fim-finetuned", after=("objectives/fim-0",))
 def make_fim_finetuned(): save_reference("fim-finetuned")
