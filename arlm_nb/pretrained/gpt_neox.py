@@ -133,7 +133,7 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
             later[pair[0]],
             later[pair[1]],
             float(held_out_losses(switched(long_runs(seed)[NEOX].model.eval())).mean()),
-            "loss after 1,200 steps",
+            "loss after 900 steps",
             "one pair",
             seed,
         ),

@@ -106,7 +106,7 @@ def held_out_losses(lm, n: int = 96) -> Tensor:  # nats per token of each window
     )
 
 # %% ../../nbs/pretrained/15_neox_grid.ipynb #c008
-LONG = 1200
+LONG = 900
 PAIR = (NEOX, Arm(False).name)
 
 
@@ -128,7 +128,7 @@ def grid_runs(names: Sequence[str] = tuple(ARMS), seed: int = 0) -> dict:  # nam
 
 
 def long_runs(seed: int = 0) -> dict:  # name -> core.training.Fit
-    "The pair, 1,200 steps."
+    "The pair, 900 steps."
     return {n: _run(n, seed, LONG) for n in PAIR}
 
 # %% ../../nbs/pretrained/15_neox_grid.ipynb #c009
