@@ -56,7 +56,7 @@ _all_ = [
     "zero1",
 ]
 
-# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c025
+# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c027
 def switched(lm: GPTNeoX) -> GPTNeoX:
     "The same weights with the other residual: the feed-forward now reads x + Attn."
     other = deepcopy(lm)
@@ -67,11 +67,11 @@ def switched(lm: GPTNeoX) -> GPTNeoX:
 
 def _close(ours: np.ndarray, theirs: np.ndarray, off: float, name: str, of: str, seed: int) -> Measured:
     "Losses on the same windows, within 2% of each other?"
-    from arlm_nb.core.statistics import paired_bootstrap
+    from arlm_nb.core.statistics import bootstrap, paired_bootstrap
     gap = paired_bootstrap(ours, theirs, n=1000, seed=seed)
     near = max(abs(gap.low), abs(gap.high)) <= 0.02 * theirs.mean()
     note = f"difference {gap.value / theirs.mean():+.1%} [{gap.low / theirs.mean():+.1%}, {gap.high / theirs.mean():+.1%}], paired over windows, {of}; ablation: the trained parallel model with its feed-forward reading x + Attn"
-    return Measured(ours.mean(), theirs.mean(), "nats per token", near, off, name=name, notes=note)
+    return Measured(ours.mean(), theirs.mean(), "nats per token", near, off, bootstrap(ours, n=1000, seed=seed), name=name, notes=note)
 
 
 def _code_saving(seed: int = 0) -> Measured:
@@ -87,12 +87,14 @@ def _code_saving(seed: int = 0) -> Measured:
     quoted = sum(len(i) for i in gpt2_style_tokenizer(neox_texts("docstrings"), 2000).encode_batch(files))
     note = f"saving {saving.value:.1%} [{saving.low:.1%}, {saving.high:.1%}] over files; against docstrings with their layout {1 - ours.sum() / quoted:.1%}; ablation: GPT-2's rules on the same prose and code"
     total = size.sum()
+    each = bootstrap(np.stack([ours, size], 1), lambda v: v[..., 0].sum(-1) / v[..., 1].sum(-1), seed=seed)
     return Measured(
-        ours.sum() / total,
+        each.value,
         prose.sum() / total,
         "tokens per byte of Python",
         saving.low >= 0.15,
         same.sum() / total,
+        each,
         name="tokens for held-out code",
         notes=note,
     )
@@ -102,7 +104,7 @@ def _same_ids(words: list[str], tokenizer) -> float:
     "Share of words with the same ids at a text's start and behind a space."
     return float(np.mean([tokenizer.encode(w) == tokenizer.encode("a " + w)[len(tokenizer.encode("a")):] for w in words]))
 
-# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c026
+# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c028
 @claim(
     "gpt_neox",
     paper="gains far more from five shots than GPT-3 and FairSeq models of similar size; parallel layers about 15% faster at about the same loss; a tokenizer that needs fewer tokens, most so on code",
@@ -113,10 +115,13 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
     "Trains the grid (some six minutes on a free core), or takes the runs already made on this machine, and measures."
     import torch
     from arlm_nb.core.checkpoints import load_lm
-    from arlm_nb.core.statistics import paired_bootstrap
+    from arlm_nb.core.statistics import bootstrap, paired_bootstrap
     runs = grid_runs(seed=seed)
     losses = {name: held_out_losses(f.model.eval()).numpy() for name, f in runs.items()}
-    side, row = (np.mean([losses[a] for a, arm in ARMS.items() if arm.parallel == p], 0) for p in (True, False))  # of each window
+
+    def mean(parallel, init):
+        return np.mean([losses[a] for a, arm in ARMS.items() if (arm.parallel, arm.init) == (parallel, init)], 0)  # of each window
+
     off = float(held_out_losses(switched(runs[NEOX].model)).mean())
     later, pair = {n: held_out_losses(f.model.eval()).numpy() for n, f in long_runs(seed).items()}, PAIR
     depth = [matmul_depth(build(arm).blocks[0], torch.randn(1, 8, 96)) for arm in (ARMS[NEOX], ARMS["sequential, neox, rotary 25%"])]
@@ -128,12 +133,22 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
     zero, five, wrong = told.hits(0), told.hits(5), misled.hits(5)
     gain = paired_bootstrap(five, zero, seed=seed)
     return [
-        _close(side, row, off, "loss after 300 steps, parallel against sequential", "means of six models each", seed),
+        *(
+            _close(
+                mean(True, i),
+                mean(False, i),
+                off,
+                f"loss after 300 steps, {i} init, parallel against sequential",
+                "means of three models each",
+                seed,
+            )
+            for i in ("gpt2", "neox")
+        ),
         _close(
             later[pair[0]],
             later[pair[1]],
             float(held_out_losses(switched(long_runs(seed)[NEOX].model.eval())).mean()),
-            "loss after 900 steps",
+            "loss after 900 steps, neox init",
             "one pair",
             seed,
         ),
@@ -169,6 +184,7 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
             "accuracy",
             gain.low >= 0.10 and wrong.mean() - zero.mean() < 0.5 * gain.value,
             wrong.mean(),
+            bootstrap(five, seed=seed),
             name="five shots against none",
             notes=f"gain {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] over {len(five)} questions; ablation: examples of other conventions",
         ),
