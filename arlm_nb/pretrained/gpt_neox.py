@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['switched', 'neox_claim', 'LossScaler', 'TrainingConfig', 'training_config', 'ARMS', 'grid_rows', 'grid_runs',
-           'long_runs', 'train_arm', 'Harness', 'Task', 'harness', 'suite_task', 'GPTNeoX', 'convert_hf',
+           'long_runs', 'deep_runs', 'train_arm', 'Harness', 'Task', 'harness', 'suite_task', 'GPTNeoX', 'convert_hf',
            'padded_vocab', 'rotary', 'small_init_', 'to_hf', 'wang_init_', 'episode_tasks', 'gpt2_style_tokenizer',
            'neox_tokenizer', 'three_tokenizers', 'tokens_per_byte', 'block_figure', 'block_switches', 'token_overlay',
            'tensor_parallel_block', 'zero1']
@@ -15,7 +15,19 @@ import numpy as np
 from ..core.claims import Measured, claim
 from .loss_scaler import LossScaler
 from .neox_config import TrainingConfig, training_config
-from .neox_grid import ARMS, NEOX, PAIR, build, grid_rows, grid_runs, held_out_losses, long_runs, step_seconds, train_arm
+from arlm_nb.pretrained.neox_grid import (
+    ARMS,
+    NEOX,
+    PAIR,
+    build,
+    deep_runs,
+    grid_rows,
+    grid_runs,
+    held_out_losses,
+    long_runs,
+    step_seconds,
+    train_arm,
+)
 from .neox_harness import Harness, Task, harness, suite_task
 from .neox_model import GPTNeoX, convert_hf, matmul_depth, padded_vocab, rotary, small_init_, to_hf, wang_init_
 from .neox_tasks import episode_tasks
@@ -32,6 +44,7 @@ _all_ = [
     "grid_rows",
     "grid_runs",
     "long_runs",
+    "deep_runs",
     "train_arm",
     "Harness",
     "Task",
@@ -56,7 +69,7 @@ _all_ = [
     "zero1",
 ]
 
-# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c027
+# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c029
 def switched(lm: GPTNeoX) -> GPTNeoX:
     "The same weights with the other residual: the feed-forward now reads x + Attn."
     other = deepcopy(lm)
@@ -104,7 +117,7 @@ def _same_ids(words: list[str], tokenizer) -> float:
     "Share of words with the same ids at a text's start and behind a space."
     return float(np.mean([tokenizer.encode(w) == tokenizer.encode("a " + w)[len(tokenizer.encode("a")):] for w in words]))
 
-# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c028
+# %% ../../nbs/pretrained/01_gpt_neox.ipynb #c030
 @claim(
     "gpt_neox",
     paper="gains far more from five shots than GPT-3 and FairSeq models of similar size; parallel layers about 15% faster at about the same loss; a tokenizer that needs fewer tokens, most so on code",
@@ -124,6 +137,7 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
 
     off = float(held_out_losses(switched(runs[NEOX].model)).mean())
     later, pair = {n: held_out_losses(f.model.eval()).numpy() for n, f in long_runs(seed).items()}, PAIR
+    deep = {n: held_out_losses(f.model.eval()).numpy() for n, f in deep_runs(seed).items()}
     depth = [matmul_depth(build(arm).blocks[0], torch.randn(1, 8, 96)) for arm in (ARMS[NEOX], ARMS["sequential, neox, rotary 25%"])]
     seconds = step_seconds()
     words = sorted({w for t in neox_texts("prose", "test", 20_000) for w in t.split() if w.isalpha()})
@@ -152,6 +166,7 @@ def neox_claim(seed: int = 0, n: int = 200) -> list[Measured]:
             "one pair",
             seed,
         ),
+        _close(deep[pair[0]], deep[pair[1]], off, "loss after 300 steps, neox init of 44 layers", "one pair, 4 layers", seed),
         Measured(
             depth[0],
             depth[1],
