@@ -43,6 +43,7 @@ class TransformerConfig:
     block: str = "sequential"  # sequential, parallel (attention and feed-forward read the same input)
     bias: bool = True  # in the linear layers of the blocks
     tied: bool = True  # unembedding = embedding
+    tied_norm: bool = False  # attention and feed-forward read through one norm (GPT-J)
     logit_softcap: float | None = None  # cap * tanh(logits / cap)
     cross_attention: bool = False  # blocks also attend to `memory`
     causal: bool = True  # False: without a mask every position sees every other (an encoder)
@@ -111,7 +112,8 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.config, self.mixer, self.ffn, self.cross, self.sites = config, mixer, ffn, cross, sites
-        self.norm1, self.norm2 = make_norm(config), make_norm(config)
+        self.norm1 = make_norm(config)
+        self.norm2 = self.norm1 if config.tied_norm else make_norm(config)
         if cross is not None: self.norm_cross = make_norm(config)
         names = (
             "hook_resid_pre",
