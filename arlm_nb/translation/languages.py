@@ -138,7 +138,7 @@ def _clause(self: Language, clause: Clause, key: str, monotone: bool) -> Said:
     if monotone and clause.past and self.grammar.periphrastic:
         end = [(self.verb(clause, "participle"), key + ".v")]
         return part[front] + [(self.lexicon.auxiliary, None)] + [w for n in names if n != front for w in part[n]] + end
-    return part[front] + verb + [w for n in ("subject", "object", "place") if n != front for w in part[n]]
+    return part[front] + verb + [w for n in names if n != front for w in part[n]]
 
 def _say(self: Language, meaning: Meaning, style: str = "plain") -> Said:  # style: "plain" or "monotone"
     "A sentence: words with the keys of what they mean."
