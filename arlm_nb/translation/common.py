@@ -63,19 +63,23 @@ class World:
             if name not in self.languages: raise ValueError(f"unknown language {name!r}; known: {', '.join(self.languages)}")
         return said_pair(meaning, self.languages[direction[0]], self.languages[direction[1]], style)
 
+# %% ../../nbs/translation/00_common.ipynb #c006
 def split_of(words: Sequence[str]) -> str:
     "Train, valid or test (5% each of the last two)."
     return {0: "test", 1: "valid"}.get(zlib.crc32(" ".join(words).encode()) % 20, "train")
 
-# %% ../../nbs/translation/00_common.ipynb #c006
-def pairs(world: World, n: int, split: str = "test", *, direction: tuple[str, str] = ("sol", "bri"), style: str = "plain", seed: int = 0) -> list[Pair]:
+# %% ../../nbs/translation/00_common.ipynb #c007
+def pairs(
+    world: World, n: int, split: str = "test", *, direction: tuple[str, str] = ("sol", "bri"), style: str = "plain", seed: int = 0
+) -> list[Pair]:
     "So many pairs of one part of the data."
     rng = random.Random(f"{split} {seed}")
     return [world.pair(world.meaning(rng, split), direction, style) for _ in range(n)]
 
+
 World.pairs = pairs
 
-# %% ../../nbs/translation/00_common.ipynb #c011
+# %% ../../nbs/translation/00_common.ipynb #c012
 def piece_tokenizer(world: World, specials: Sequence[str] = ("<eos>",), words: Sequence[str] = ()):  # words: more whole words; Tokenizer
     "Stems, endings and syllables of both languages as word pieces."
     from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, pre_tokenizers
@@ -94,32 +98,40 @@ def _pieces(language: Language) -> list[str]:
     stems = [*l.noun, *l.verb, *l.adjective, *l.time, *l.place, *l.link, l.owner, l.auxiliary]
     return stems + ["##" + s for s in dict.fromkeys([g.plural, *g.endings.values(), *g.syllables])]
 
-# %% ../../nbs/translation/00_common.ipynb #c014
+# %% ../../nbs/translation/00_common.ipynb #c015
 def padded(rows: Sequence[Sequence[int]], length: int, fill: int) -> torch.Tensor:  # int64 [rows, length]
     "Rows of one length; a longer one is refused."
-    if (longest := max(map(len, rows))) > length: raise ValueError(f"a row of {longest} tokens does not fit {length}")
+    if (longest := max(map(len, rows))) > length:
+        raise ValueError(f"a row of {longest} tokens does not fit {length}")
     return torch.tensor([[*r, *[fill] * (length - len(r))] for r in rows])
 
-def row_stream(draw: Callable, batch: int) -> Callable:  # draw: random.Random -> dict of tensors [T]; gives (step, rng) -> dict of [batch, T]
+def row_stream(
+    draw: Callable, batch: int
+) -> Callable:  # draw: random.Random -> dict of tensors [T]; gives (step, rng) -> dict of [batch, T]
     "Data for `fit`: a batch of drawn rows, a pure function of the step's generator."
+
     def data(step: int, rng: torch.Generator) -> dict:
         source = random.Random(int(torch.randint(1 << 62, (1,), generator=rng)))
         rows = [draw(source) for _ in range(batch)]
         return {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+
     return data
 
 class WordIds:
     "Token ids of words, each word looked up once."
-    def __init__(self, tokenizer): self.tokenizer, self.known = tokenizer, {}
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.known = tokenizer, {}
 
     def __call__(self, words: Sequence[str]) -> list[int]:
         out = []
         for w in words:
-            if w not in self.known: self.known[w] = self.tokenizer.encode(w)
+            if w not in self.known:
+                self.known[w] = self.tokenizer.encode(w)
             out += self.known[w]
         return out
 
-# %% ../../nbs/translation/00_common.ipynb #c017
+# %% ../../nbs/translation/00_common.ipynb #c018
 def written(words: Sequence[str] | str) -> str:
     "A sentence as text: no space before the full stop."
     return (words if isinstance(words, str) else " ".join(words)).replace(" .", ".")

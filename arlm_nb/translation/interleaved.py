@@ -24,10 +24,13 @@ TEMPLATE = "{source} > {target} {latency} :"  # the instruction of the small mod
 
 def control_ids(tokenizer) -> tuple[int, int]:  # ids of end-of-read and end-of-write
     "The two control tokens of a vocabulary."
-    if tokenizer is None: raise ValueError("simultaneous translation needs a tokenizer with two control tokens, got none")
+    if tokenizer is None:
+        raise ValueError("simultaneous translation needs a tokenizer with two control tokens, got none")
     found = tuple(tokenizer.token_id(t) for t in (READ, WRITE))
     if None in found:
-        raise ValueError(f"the tokenizer has no control token {(READ, WRITE)[found.index(None)]!r}: add it and train the model with `interleaved`")
+        raise ValueError(
+            f"the tokenizer has no control token {(READ, WRITE)[found.index(None)]!r}: add it and train the model with `interleaved`"
+        )
     return found
 
 def latency_prompt(latency: str, source: str = "sol", target: str = "bri", template: str = TEMPLATE) -> str:
@@ -87,12 +90,13 @@ def simul_row(meaning, direction: tuple[str, str] = SOL_BRI, level: str = "low",
     tok, (_, chunks) = simul_tokenizer(), chunked(meaning, direction, level, rng=rng)
     return _row(*interleave(chunks, tok, latency_prompt(level, *direction), encode=_ids()))
 
+# %% ../../nbs/translation/12_interleaved.ipynb #c008
 def _row(ids: Sequence[int] | Tensor, labels: Sequence[int] | Tensor) -> dict:
     "Cut or filled to LENGTH."
     fill = {"ids": simul_tokenizer().eos_id, "labels": -100}
     return {k: padded([[int(i) for i in row[:LENGTH]]], LENGTH, fill[k])[0] for k, row in (("ids", ids), ("labels", labels))}
 
-# %% ../../nbs/translation/12_interleaved.ipynb #c012
+# %% ../../nbs/translation/12_interleaved.ipynb #c013
 LOSS_ON = ("all", "target")
 
 def counted(labels: Tensor, read: int, write: int, loss_on: str = "all") -> Tensor:  # bool, as labels
@@ -112,7 +116,7 @@ def interleaved(model, batch: dict, rng: torch.Generator | None = None, *, loss_
     parts = {k: float(nll.detach()[at].mean()) for k, at in kinds.items() if bool(at.any())}
     return Loss((nll * keep).sum() / keep.sum().clamp(min=1), parts)
 
-# %% ../../nbs/translation/12_interleaved.ipynb #c015
+# %% ../../nbs/translation/12_interleaved.ipynb #c016
 def prefix_row(meaning, rng: random.Random, direction: tuple[str, str] = SOL_BRI, longest: int = 9) -> dict:  # ids, labels [LENGTH]
     "Source words 1..min(n, k + i - 1), target words 1..i for random k in 1..longest and i."
     tok, p = simul_tokenizer(), simul_world().pair(meaning, direction)

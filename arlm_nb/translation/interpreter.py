@@ -54,6 +54,7 @@ def accept(stream: Stream, tokens: list[int]) -> Generator:  # is sent the logit
     stream.cost.positions += len(tokens)
     return (yield tokens)
 
+# %% ../../nbs/translation/13_interpreter.ipynb #c006
 def interpreter(stream: Stream, words: Iterator[str]) -> Generator:
     "The read/write policy (sec. 3 of the paper; the reference's decoding)."
     pending, chunk = stream.prompt, 0
@@ -64,21 +65,37 @@ def interpreter(stream: Stream, words: Iterator[str]) -> Generator:
         enough = float(logits.softmax(-1)[stream.read])
         ask = int(without(logits, (stream.eos, stream.write, stream.bos)).argmax()) == stream.read
         forced = stream.document and chunk >= 20 and word.endswith((".", "!", "?"))
-        stream.note(action="READ", word=word, position=len(stream.ids), token=None, tokens=[], logprob=None, p_end_of_read=enough, speaks=ask or forced)
-        if not (ask or forced): continue
+        stream.note(
+            action="READ",
+            word=word,
+            position=len(stream.ids),
+            token=None,
+            tokens=[],
+            logprob=None,
+            p_end_of_read=enough,
+            speaks=ask or forced,
+        )
+        if not (ask or forced):
+            continue
         pending, chunk = (yield from _chunk(stream, chunk)), 0
-        if len(stream.ids) >= stream.max_new_tokens: return
-    if chunk: yield from _chunk(stream, chunk)
-    if not stream.heard: raise ValueError("the source is empty: at least one word is needed")
+        if len(stream.ids) >= stream.max_new_tokens:
+            return
+    if chunk:
+        yield from _chunk(stream, chunk)
+    if not stream.heard:
+        raise ValueError("the source is empty: at least one word is needed")
 
+# %% ../../nbs/translation/13_interpreter.ipynb #c007
 def _chunk(stream: Stream, heard: int) -> Generator:  # gives what is to be accepted before the next word
     "Speak: one target chunk."
     logits, cap = (yield from accept(stream, [stream.read])), 2 * (heard + 25)
     cap = min(cap, stream.max_new_tokens - len(stream.ids))
-    if stream.speak is not None: return [*stream.speak(stream, logits, cap), stream.write]
+    if stream.speak is not None:
+        return [*stream.speak(stream, logits, cap), stream.write]
     for _ in range(cap):
         token = int(without(logits, (stream.read,)).argmax())
-        if stream.ends(token): break
+        if stream.ends(token):
+            break
         _said(stream, token, float(logits.log_softmax(-1)[token]))
         logits = yield from accept(stream, [token])
     return [stream.write]
@@ -87,36 +104,46 @@ def _said(stream: Stream, token: int, logprob: float):
     stream.note(action="WRITE", position=len(stream.ids), token=token, logprob=logprob)
     stream.ids.append(token)
 
-# %% ../../nbs/translation/13_interpreter.ipynb #c007
+# %% ../../nbs/translation/13_interpreter.ipynb #c009
 @torch.inference_mode()
 def drive(lm, policy: Generator, cache=None):
     "Run one policy to its end; cache: an empty one, or None to recompute everything at every pass."
     tokens, every = next(policy), []
     while True:
         every += tokens
-        if len(every) > lm.context_length: raise ValueError(f"source and translation do not fit the context of {lm.context_length} tokens, {len(every)} are needed")
+        if len(every) > lm.context_length:
+            raise ValueError(f"source and translation do not fit the context of {lm.context_length} tokens, {len(every)} are needed")
         new = every if cache is None else tokens
-        try: tokens = policy.send(lm.at_end(torch.tensor([new], device=lm.device), cache=cache).logits[0, -1])
-        except StopIteration: return every
+        try:
+            tokens = policy.send(lm.at_end(torch.tensor([new], device=lm.device), cache=cache).logits[0, -1])
+        except StopIteration:
+            return every
 
+# %% ../../nbs/translation/13_interpreter.ipynb #c010
 @torch.inference_mode()
 def drive_all(lm, policies: Sequence[Generator]):
     "Run many policies in one batch."
     live, queues, cache = list(policies), [list(next(p)) for p in policies], lm.new_cache(len(policies))
     while live:
         n = min(map(len, queues))
-        if cache.length + n > lm.context_length: raise ValueError(f"source and translation do not fit the context of {lm.context_length} tokens")
+        if cache.length + n > lm.context_length:
+            raise ValueError(f"source and translation do not fit the context of {lm.context_length} tokens")
         logits = lm.at_end(torch.tensor([q[:n] for q in queues], device=lm.device), cache=cache).logits[:, -1]
         queues, keep = [q[n:] for q in queues], []
         for i, policy in enumerate(live):
-            try: queues[i] = queues[i] or list(policy.send(logits[i]))
-            except StopIteration: continue
+            try:
+                queues[i] = queues[i] or list(policy.send(logits[i]))
+            except StopIteration:
+                continue
             keep.append(i)
-        if len(keep) < len(live): live, queues = [live[i] for i in keep], [queues[i] for i in keep]; cache.select(keep)
+        if len(keep) < len(live):
+            live, queues = [live[i] for i in keep], [queues[i] for i in keep]
+            cache.select(keep)
 
-# %% ../../nbs/translation/13_interpreter.ipynb #c009
+# %% ../../nbs/translation/13_interpreter.ipynb #c012
 def beam_chunk(lm, cache, beam: int) -> Callable:  # a `speak` for Stream
     "The best target chunk of a beam by log-probability a token."
+
     def speak(stream: Stream, logits: Tensor, cap: int) -> list[int]:
         start, done, running, logits = cache.length, [], [(0.0, [], [])], logits[None]
         for _ in range(cap):
@@ -127,17 +154,22 @@ def beam_chunk(lm, cache, beam: int) -> Callable:  # a `speak` for Stream
             done += [(s / (len(running[r][1]) + 1), *running[r][1:]) for s, r, t in options[:beam] if stream.ends(t)]
             ahead = [(s, r, t) for s, r, t in options if not stream.ends(t)][:beam]
             done = sorted(done, key=lambda d: -d[0])[:beam]
-            if not ahead or (len(done) == beam and ahead[0][0] / (len(running[0][1]) + 1) <= done[-1][0]): break
+            if not ahead or (len(done) == beam and ahead[0][0] / (len(running[0][1]) + 1) <= done[-1][0]):
+                break
             running = [(s, running[r][1] + [t], running[r][2] + [float(logp[r, t])]) for s, r, t in ahead]
-            logits = lm.at_end(torch.tensor([[t] for _, _, t in ahead], device=lm.device), cache=cache.select([r for _, r, _ in ahead])).logits[:, -1]
+            logits = lm.at_end(
+                torch.tensor([[t] for _, _, t in ahead], device=lm.device), cache=cache.select([r for _, r, _ in ahead])
+            ).logits[:, -1]
             stream.cost.forward_passes, stream.cost.positions = stream.cost.forward_passes + 1, stream.cost.positions + len(ahead)
         _, tokens, logprobs = done[0] if done else running[0]
         cache.select([0]).crop(start)
-        for t, l in zip(tokens, logprobs): _said(stream, t, l)
+        for t, l in zip(tokens, logprobs):
+            _said(stream, t, l)
         return tokens
+
     return speak
 
-# %% ../../nbs/translation/13_interpreter.ipynb #c010
+# %% ../../nbs/translation/13_interpreter.ipynb #c013
 @register_decoder("simultaneous_translation")
 def interpret(lm,
               prompt,  # an iterator of source words, a sentence, ids of one, or a list of sentences
@@ -164,12 +196,13 @@ def interpret(lm,
     out = [_generation(lm, s, (time.perf_counter() - began) / len(streams)) for s in streams]
     return out[0] if single else out
 
+# %% ../../nbs/translation/13_interpreter.ipynb #c014
 def _alone(lm, stream: Stream, words: Iterator[str], beam: int):
     cache = lm.new_cache(1)
     if beam > 1: stream.speak = beam_chunk(lm, cache, beam)
     drive(lm, interpreter(stream, words), cache)
 
-# %% ../../nbs/translation/13_interpreter.ipynb #c011
+# %% ../../nbs/translation/13_interpreter.ipynb #c015
 def _sources(lm, prompt) -> tuple[list, bool]:  # (iterables of words, was it a single one?)
     "Words of each source."
     if isinstance(prompt, str): return [_sentence(prompt)], True
@@ -188,7 +221,7 @@ def _generation(lm, s: Stream, seconds: float) -> Generation:
     logprobs = [step["logprob"] for step in s.steps if step["action"] == "WRITE"]
     return Generation(s.ids, decode_text(lm, s.ids), logprobs, s.steps, s.cost, s.prompt, "simultaneous_translation")
 
-# %% ../../nbs/translation/13_interpreter.ipynb #c013
+# %% ../../nbs/translation/13_interpreter.ipynb #c017
 def spoken_chunks(g: Generation, tokenizer) -> list[Chunk]:
     "Chunks of a generation: words heard, words said."
     out, source, target = [], [], []

@@ -35,15 +35,27 @@ class Grammar:
 def _every(verb_endings: Sequence[str]) -> dict:
     return dict(zip([("present", False), ("present", True), ("past", False), ("past", True)], verb_endings))
 
-SOL = Grammar("sol", tuple(c + v for c in "ptkmnrsl" for v in "aeiou"), "final", "before", "before", "after", "wi", _every(("yu", "yu", "ya", "ya")))
-BRI = Grammar("bri", tuple(a + v + b for a in "bdgv" for v in "aeu" for b in "lnrs"), "second", "after", "after", "before", "im",
-              _every(("it", "ik", "ot", "ok")) | {"participle": "ax"})
+
+SOL = Grammar(
+    "sol", tuple(c + v for c in "ptkmnrsl" for v in "aeiou"), "final", "before", "before", "after", "wi", _every(("yu", "yu", "ya", "ya"))
+)
+BRI = Grammar(
+    "bri",
+    tuple(a + v + b for a in "bdgv" for v in "aeu" for b in "lnrs"),
+    "second",
+    "after",
+    "after",
+    "before",
+    "im",
+    _every(("it", "ik", "ot", "ok")) | {"participle": "ax"},
+)
 GRAMMARS = {g.name: g for g in (SOL, BRI)}
 
 # %% ../../nbs/translation/10_languages.ipynb #c007
 @dataclass(frozen=True)
 class Lexicon:
     "The words of one language, by kind and rank."
+
     noun: tuple[str, ...]
     verb: tuple[str, ...]
     adjective: tuple[str, ...]
@@ -56,20 +68,25 @@ class Lexicon:
 def lexicon_sizes(concepts: int) -> tuple[int, int, int]:  # nouns, verbs, adjectives
     "How many words of each open class."
     open_class = concepts - TIMES - PLACES - LINKS
-    if open_class < 20: raise ValueError(f"a lexicon needs at least {20 + TIMES + PLACES + LINKS} concepts, got {concepts}")
+    if open_class < 20:
+        raise ValueError(f"a lexicon needs at least {20 + TIMES + PLACES + LINKS} concepts, got {concepts}")
     verbs, adjectives = round(0.25 * open_class), round(0.18 * open_class)
     return open_class - verbs - adjectives, verbs, adjectives
 
+# %% ../../nbs/translation/10_languages.ipynb #c008
 def make_lexicon(grammar: Grammar, concepts: int = 200, seed: int = 0) -> Lexicon:
     "Random distinct words: one syllable for the small words, two for the others."
     rng, sizes = random.Random(f"{grammar.name} {seed}"), [*lexicon_sizes(concepts), TIMES]
-    if sum(sizes) > len(grammar.syllables) ** 2: raise ValueError(f"{grammar.name} has {len(grammar.syllables) ** 2} stems, {sum(sizes)} were asked for")
+    if sum(sizes) > len(grammar.syllables) ** 2:
+        raise ValueError(f"{grammar.name} has {len(grammar.syllables) ** 2} stems, {sum(sizes)} were asked for")
     stems = iter(rng.sample([a + b for a in grammar.syllables for b in grammar.syllables], sum(sizes)))
     small = iter(rng.sample(grammar.syllables, PLACES + LINKS + 2))
     open_words = [tuple(next(stems) for _ in range(n)) for n in sizes]
-    return Lexicon(*open_words, tuple(next(small) for _ in range(PLACES)), tuple(next(small) for _ in range(LINKS)), next(small), next(small))
+    return Lexicon(
+        *open_words, tuple(next(small) for _ in range(PLACES)), tuple(next(small) for _ in range(LINKS)), next(small), next(small)
+    )
 
-# %% ../../nbs/translation/10_languages.ipynb #c010
+# %% ../../nbs/translation/10_languages.ipynb #c011
 @dataclass(frozen=True)
 class Thing:
     "A noun phrase."
@@ -95,25 +112,29 @@ class Meaning:
     clauses: tuple[Clause, ...]
     links: tuple[int, ...] = field(default=())  # conjunction in front of each clause but the first
 
-# %% ../../nbs/translation/10_languages.ipynb #c012
+# %% ../../nbs/translation/10_languages.ipynb #c013
 Said = list[tuple[str, str | None]]  # (word, key)
 
 class Language:
     "A grammar with its words."
+
     def __init__(self, grammar: Grammar, concepts: int = 200, seed: int = 0):
         self.grammar, self.name, self.lexicon = grammar, grammar.name, make_lexicon(grammar, concepts, seed)
 
     def noun(self, thing: Thing) -> str:
         "One word: a name, a noun, or a compound of two (the halves in the order of owner and owned), with its plural ending."
-        if isinstance(thing.noun, str): return thing.noun
+        if isinstance(thing.noun, str):
+            return thing.noun
         parts = [self.lexicon.noun[thing.noun]] + ([] if thing.first is None else [self.lexicon.noun[thing.first]])
         return "".join(parts[::-1] if self.grammar.owner == "before" else parts) + (self.grammar.plural if thing.plural else "")
 
     def thing(self, thing: Thing, key: str) -> Said:
         "A noun phrase."
         words = [(self.noun(thing), key)]
-        if thing.adjective is not None: words = _beside(words, [(self.lexicon.adjective[thing.adjective], key + ".adj")], self.grammar.adjective)
-        if thing.owner is None: return words
+        if thing.adjective is not None:
+            words = _beside(words, [(self.lexicon.adjective[thing.adjective], key + ".adj")], self.grammar.adjective)
+        if thing.owner is None:
+            return words
         owner, of = self.thing(thing.owner, key + ".own"), [(self.lexicon.owner, None)]
         return owner + of + words if self.grammar.owner == "before" else words + of + owner
 
@@ -121,9 +142,10 @@ class Language:
         tense = "past" if clause.past else "present"
         return self.lexicon.verb[clause.verb] + self.grammar.endings[form or (tense, clause.subject.plural)]
 
-def _beside(words: Said, other: Said, where: str) -> Said: return other + words if where == "before" else words + other
+def _beside(words: Said, other: Said, where: str) -> Said:
+    return other + words if where == "before" else words + other
 
-# %% ../../nbs/translation/10_languages.ipynb #c013
+# %% ../../nbs/translation/10_languages.ipynb #c014
 def _clause(self: Language, clause: Clause, key: str, monotone: bool) -> Said:
     "The words of a clause in order."
     part = {"time": [], "object": [], "place": [], "subject": self.thing(clause.subject, key + ".s")}
@@ -151,7 +173,7 @@ def _say(self: Language, meaning: Meaning, style: str = "plain") -> Said:  # sty
 
 Language.clause, Language.say = _clause, _say
 
-# %% ../../nbs/translation/10_languages.ipynb #c018
+# %% ../../nbs/translation/10_languages.ipynb #c019
 @dataclass(frozen=True)
 class Talk:
     "How meanings are drawn."
@@ -174,7 +196,7 @@ class Talk:
         n = lexicon_sizes(self.concepts)[kind]
         return rng.choices(range(n), cum_weights=self.ranks[n])[0]
 
-# %% ../../nbs/translation/10_languages.ipynb #c019
+# %% ../../nbs/translation/10_languages.ipynb #c020
 def _thing(self: Talk, rng: random.Random, owned: bool = False) -> Thing:
     "A noun phrase; an owner has no owner."
     if rng.random() < self.names: return Thing(rng.choice(NAME_STARTS) + "".join(rng.choices(NAME_ENDS, k=rng.choice((1, 1, 2)))))

@@ -10,16 +10,20 @@ from .chunks import LEVELS
 from .interpreter import interpret, spoken_chunks, word_delays
 
 # %% ../../nbs/translation/17_simul_view.ipynb #c003
-def staircase_points(g: Generation, tokenizer, upto: int | None = None) -> tuple[list[int], list[int]]:  # source words heard, target words said, by step
+def staircase_points(
+    g: Generation, tokenizer, upto: int | None = None
+) -> tuple[list[int], list[int]]:  # source words heard, target words said, by step
     "The path of an interpretation."
     x, y, said = [0], [0], []
     for step in g.steps[:upto]:
-        if step["action"] == "WRITE": said.append(step["token"])
+        if step["action"] == "WRITE":
+            said.append(step["token"])
         x.append(step["heard"]), y.append(len(tokenizer.decode(said).split()) if said else 0)
     return x, y
 
+# %% ../../nbs/translation/17_simul_view.ipynb #c004
 def staircase(g: Generation, tokenizer, *, upto: int | None = None,  # steps to draw; None: all
-              links: list | None = None,  # alignment, drawn as dots
+              links: list | None = None,  # alignment, drawn as crosses
               title: str = ""):  # plotly Figure
     "Source words on the x axis, target words on the y axis; colour: probability of end-of-read after each word."
     import plotly.graph_objects as go
@@ -27,34 +31,47 @@ def staircase(g: Generation, tokenizer, *, upto: int | None = None,  # steps to 
     chunks, (x, y) = spoken_chunks(g, tokenizer), staircase_points(g, tokenizer, upto)
     source, target = [w for c in chunks for w in c.source], [w for c in chunks for w in c.target]
     fig = go.Figure(go.Scatter(x=x, y=y, mode="lines", line=dict(color="#0072b2", width=3), hoverinfo="skip", showlegend=False))
-    reads = [(a, b, s) for a, b, s in zip(x[1:], y[1:], g.steps[:upto]) if s["action"] == "READ" and "p_end_of_read" in s]
-    fig.add_trace(go.Scatter(x=[a for a, _, _ in reads], y=[b for _, b, _ in reads], mode="markers", showlegend=False,
-                             marker=dict(size=12, color=[s["p_end_of_read"] for *_, s in reads], cmin=0, cmax=1, colorscale="Cividis", line=dict(width=1, color="#797979"),
-                                         colorbar=dict(title="p(end-of-read)", thickness=12, len=0.7)),
-                             text=[f"heard {s['word']}: p(end-of-read) = {s['p_end_of_read']:.3f}" for *_, s in reads], hoverinfo="text"))
-    if links: fig.add_trace(go.Scatter(x=[i + 0.5 for i, _ in links], y=[j + 0.5 for _, j in links], mode="markers", showlegend=False, hoverinfo="skip",
-                                       marker=dict(size=6, symbol="x", color="#d55e00")))
-    axis = lambda words: dict(tickmode="array", tickvals=[i + 0.5 for i in range(len(words))], ticktext=words, range=[-0.3, len(words) + 0.3])
-    fig.update_xaxes(title_text="heard", tickangle=40, **axis(source)).update_yaxes(title_text="said", **axis(target))
+    fig.add_trace(_reads(x[1:], y[1:], g.steps[:upto]))
+    if links:
+        mark, (i, j) = dict(size=6, symbol="x", color="#d55e00"), zip(*links)
+        at = dict(x=[a + 0.5 for a in i], y=[b + 0.5 for b in j])
+        fig.add_trace(go.Scatter(**at, mode="markers", showlegend=False, hoverinfo="skip", marker=mark))
+    fig.update_xaxes(title_text="heard", tickangle=40, **_words_axis(source)).update_yaxes(title_text="said", **_words_axis(target))
     return fig.update_layout(template=theme(), height=180 + 24 * len(target), title_text=title or g.decoder, title_font_size=14)
 
 # %% ../../nbs/translation/17_simul_view.ipynb #c005
-def staircase_player(lm, sentences: list[str], *, direction: tuple[str, str] = ("sol", "bri"), max_new_tokens: int = 80): # Controls
+def _words_axis(words: list[str]) -> dict:
+    places = [i + 0.5 for i in range(len(words))]
+    return dict(tickmode="array", tickvals=places, ticktext=words, range=[-0.3, len(words) + 0.3])
+
+def _reads(x: list[int], y: list[int], steps: list[dict]):  # plotly trace
+    "A dot for each word heard."
+    import plotly.graph_objects as go
+    at = [(a, b, s) for a, b, s in zip(x, y, steps) if "p_end_of_read" in s]
+    bar = dict(title="p(end-of-read)", thickness=12, len=0.7)
+    marker = dict(size=12, cmin=0, cmax=1, colorscale="Cividis", colorbar=bar, line=dict(width=1, color="#797979"))
+    text = [f"heard {s['word']}: p(end-of-read) = {s['p_end_of_read']:.3f}" for *_, s in at]
+    marker["color"] = [s["p_end_of_read"] for *_, s in at]
+    return go.Scatter(x=[a for a, *_ in at], y=[b for _, b, _ in at], mode="markers", showlegend=False, marker=marker, text=text, hoverinfo="text")
+
+# %% ../../nbs/translation/17_simul_view.ipynb #c007
+def staircase_player(lm, sentences: list[str], *, direction: tuple[str, str] = ("sol", "bri"), max_new_tokens: int = 80):  # Controls
     "Sentence, latency prompt and step by hand."
     from arlm_nb.core.controls import Controls
     if not sentences: raise ValueError("sentences must hold at least one text, got none")
-    known: dict = {}
+    how, known = dict(max_new_tokens=max_new_tokens, source=direction[0], target=direction[1]), {}
     def draw(sentence, latency, step):
-        if (sentence, latency) not in known:
-            known[sentence, latency] = interpret(lm, sentence, max_new_tokens=max_new_tokens, latency=latency, source=direction[0], target=direction[1])
-        g = known[sentence, latency]
-        n = len(sentence.split())
+        if (sentence, latency) not in known: known[sentence, latency] = interpret(lm, sentence, latency=latency, **how)
+        g, n = known[sentence, latency], len(sentence.split())
         upto, lag = min(step, len(g.steps)), average_lagging(word_delays(g, lm.tokenizer) or [n], n, max(1, len(g.text.split())))
-        return staircase(g, lm.tokenizer, upto=upto, title=f"{latency}, lagging {lag:.1f} words; step {upto} of {len(g.steps)}: {step_text(g, upto, lm.tokenizer)}")
+        title = f"{latency}, lagging {lag:.1f} words; step {upto} of {len(g.steps)}: {step_text(g, upto, lm.tokenizer)}"
+        return staircase(g, lm.tokenizer, upto=upto, title=title)
     return Controls(draw, sentence=sentences, latency=list(LEVELS), step=(1, 60, 1, 60))
 
+# %% ../../nbs/translation/17_simul_view.ipynb #c008
 def step_text(g: Generation, n: int, tokenizer) -> str:
     "What happened at the n-th step."
     s = g.steps[n - 1]
-    if s["action"] == "WRITE": return f"said {tokenizer.token(s['token'])}"
+    if s["action"] == "WRITE":
+        return f"said {tokenizer.token(s['token'])}"
     return f"heard {s['word']}, p(end-of-read) = {s['p_end_of_read']:.2f}"

@@ -29,10 +29,16 @@ def scored(data: Sequence[Pair], found: Sequence[Generation], tokenizer) -> dict
     delays = [word_delays(g, tokenizer) or [len(p.source)] for g, p in zip(found, data)]
     sizes = [(d, len(p.source), len(p.target)) for d, p in zip(delays, data)]
     texts, mean = [g.text for g in found], lambda values: float(np.mean(list(values)))
-    return {"bleu": translation_bleu(texts, [p.target for p in data]), "bleu_both": translation_bleu(texts, [both_references(p) for p in data]),
-            "al": mean(average_lagging(*s) for s in sizes), "laal": mean(length_adaptive_average_lagging(*s) for s in sizes),
-            "chunks": mean(len(spoken_chunks(g, tokenizer)) for g in found), "passes": mean(g.cost.forward_passes for g in found),
-            "positions": mean(g.cost.positions for g in found), "seconds": mean(g.cost.seconds for g in found)}
+    return {
+        "bleu": translation_bleu(texts, [p.target for p in data]),
+        "bleu_both": translation_bleu(texts, [both_references(p) for p in data]),
+        "al": mean(average_lagging(*s) for s in sizes),
+        "laal": mean(length_adaptive_average_lagging(*s) for s in sizes),
+        "chunks": mean(len(spoken_chunks(g, tokenizer)) for g in found),
+        "passes": mean(g.cost.forward_passes for g in found),
+        "positions": mean(g.cost.positions for g in found),
+        "seconds": mean(g.cost.seconds for g in found),
+    }
 
 # %% ../../nbs/translation/16_tradeoff.ipynb #c005
 @dataclass
@@ -59,21 +65,31 @@ class Tradeoff:
         return Interval(value(range(len(refs))), *map(float, np.quantile(drawn, (0.025, 0.975))))
 
 # %% ../../nbs/translation/16_tradeoff.ipynb #c006
-def tradeoff(lm, data: Sequence[Pair], levels: Sequence[str] = (*LEVELS, "offline"), *, ks: Sequence[int] = (), name: str = "", beam: int = 1) -> Tradeoff:
+def tradeoff(
+    lm, data: Sequence[Pair], levels: Sequence[str] = (*LEVELS, "offline"), *, ks: Sequence[int] = (), name: str = "", beam: int = 1
+) -> Tradeoff:
     "An interpreter at several latencies, and wait-k prompting of the same model for each of `ks`."
-    if not data: raise ValueError("data must hold at least one pair, got none")
+    if not data:
+        raise ValueError("data must hold at least one pair, got none")
     source, target = data[0].direction
     how = dict(max_new_tokens=80, source=source, target=target)
     texts, found = [" ".join(p.source) for p in data], {}
-    for level in levels: found[f"{name}{level}"] = [interpret(lm, texts[0], latency=level, beam=beam, **how)] if len(texts) == 1 else interpret(lm, texts, latency=level, beam=beam, **how)
-    for k in ks: found[f"{name}wait-{k}"] = [wait_k_prompt(lm, t, k=k, **how) for t in texts]
+    for level in levels:
+        found[f"{name}{level}"] = (
+            [interpret(lm, texts[0], latency=level, beam=beam, **how)]
+            if len(texts) == 1
+            else interpret(lm, texts, latency=level, beam=beam, **how)
+        )
+    for k in ks:
+        found[f"{name}wait-{k}"] = [wait_k_prompt(lm, t, k=k, **how) for t in texts]
     return Tradeoff([{"method": m} | scored(data, gs, lm.tokenizer) for m, gs in found.items()], found, data)
 
 def at_lagging(table, al: float, methods: Sequence[str]) -> tuple[float, float] | None:  # (BLEU on both references, on the plain one)
     "BLEU at this average lagging, by a line between the two methods around it; the nearest one where it lies outside of all, None when that is farther than 0.5."
     points = sorted((table.al[m], table.bleu_both[m], table.bleu[m]) for m in methods)
     x = [p[0] for p in points]
-    if not x[0] - 0.5 <= al <= x[-1] + 0.5: return None
+    if not x[0] - 0.5 <= al <= x[-1] + 0.5:
+        return None
     return float(np.interp(al, x, [p[1] for p in points])), float(np.interp(al, x, [p[2] for p in points]))
 
 # %% ../../nbs/translation/16_tradeoff.ipynb #c007
@@ -83,18 +99,32 @@ def tradeoff_figure(families: dict[str, list[str]], table, both: bool = True):  
     "BLEU by average lagging; a line for each family of methods."
     import plotly.graph_objects as go
     from arlm_nb.core.plotting import theme
+
     fig, column = go.Figure(), "bleu_both" if both else "bleu"
     for i, (family, methods) in enumerate(families.items()):
         rows, dash = table.loc[methods], "solid" if i == 0 else "dot"
-        fig.add_trace(go.Scatter(x=rows.al, y=rows[column], name=family, mode="lines+markers+text", text=[m.rsplit(" ", 1)[-1] for m in methods],
-                                 textposition="bottom right" if i == 0 else "top left", line=dict(dash=dash, color=FAMILIES.get(family))))
-    fig.update_xaxes(title_text="average lagging, source words").update_yaxes(title_text=f"BLEU ({'both styles count' if both else 'plain reference'})")
+        fig.add_trace(
+            go.Scatter(
+                x=rows.al,
+                y=rows[column],
+                name=family,
+                mode="lines+markers+text",
+                text=[m.rsplit(" ", 1)[-1] for m in methods],
+                textposition="bottom right" if i == 0 else "top left",
+                line=dict(dash=dash, color=FAMILIES.get(family)),
+            )
+        )
+    fig.update_xaxes(title_text="average lagging, source words").update_yaxes(
+        title_text=f"BLEU ({'both styles count' if both else 'plain reference'})"
+    )
     return fig.update_layout(template=theme(), height=430, title_text="Later is better; how much later?")
 
+# %% ../../nbs/translation/16_tradeoff.ipynb #c008
 def _plot(self: Tradeoff):
     "The interpreter's line and wait-k's, as far as they are there."
     methods = list(self.found)
     families = {"interpreter": [m for m in methods if "wait-" not in m], "wait-k, same model": [m for m in methods if "wait-" in m]}
     return tradeoff_figure({k: v for k, v in families.items() if v}, self.table)
+
 
 Tradeoff.plot = _plot

@@ -42,34 +42,51 @@ class _Prompted:
 
 # %% ../../nbs/translation/14_wait_k.ipynb #c008
 @torch.inference_mode()
-def wait_k_prompt(lm, prompt: str,  # a sentence
-                  *, k: int, max_new_tokens: int, seed: int = 0, source: str = "sol", target: str = "bri", template: str = TEMPLATE,
-                  ) -> Generation:  # steps as those of `interpret`
+def wait_k_prompt(
+    lm,
+    prompt: str,  # a sentence
+    *,
+    k: int,
+    max_new_tokens: int,
+    seed: int = 0,
+    source: str = "sol",
+    target: str = "bri",
+    template: str = TEMPLATE,
+) -> Generation:  # steps as those of `interpret`
     "Wait-k decoding of a model of offline prompts."
-    if k < 1: raise ValueError(f"k must be >= 1, got {k}")
-    if not prompt.split(): raise ValueError("the source is empty: at least one word is needed")
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+    if not prompt.split():
+        raise ValueError("the source is empty: at least one word is needed")
     (read, write), tok, words, began = control_ids(lm.tokenizer), lm.tokenizer, prompt.split(), time.perf_counter()
     model, starts = _Prompted(lm, tok.encode(latency_prompt("offline", source, target, template)), read), _starts(lm)
     ids, steps, ends, g = [], [_heard(i, w) for i, w in enumerate(words[:k], 1)], (write, tok.eos_id), min(k, len(words))
     while len(ids) < max_new_tokens:
         logits = without(model.logits(words[:g], ids), (read, *(ends if g < len(words) else ())))
         token = int(logits.argmax())
-        if token in ends: break
+        if token in ends:
+            break
         if starts[token] and ids and g < len(words):  # a new word begins: one more is heard first, and the word is chosen with it
             g += 1
             steps.append(_heard(g, words[g - 1]))
             logits = without(model.logits(words[:g], ids), (read, *(ends if g < len(words) else ())))
             token = int(logits.masked_fill(~starts, -torch.inf).argmax()) if g < len(words) else int(logits.argmax())
-            if token in ends: break
+            if token in ends:
+                break
         steps.append({"action": "WRITE", "heard": g, "position": len(ids), "token": token, "logprob": float(logits.log_softmax(-1)[token])})
         ids.append(token)
     model.cost.seconds = time.perf_counter() - began
-    return Generation(ids, decode_text(lm, ids), [s["logprob"] for s in steps if s["action"] == "WRITE"], steps, model.cost, model.head, "wait_k")
+    return Generation(
+        ids, decode_text(lm, ids), [s["logprob"] for s in steps if s["action"] == "WRITE"], steps, model.cost, model.head, "wait_k"
+    )
 
-def _heard(n: int, word: str) -> dict: return {"action": "READ", "word": word, "heard": n, "token": None, "tokens": [], "logprob": None}
+# %% ../../nbs/translation/14_wait_k.ipynb #c009
+def _heard(n: int, word: str) -> dict:
+    return {"action": "READ", "word": word, "heard": n, "token": None, "tokens": [], "logprob": None}
 
 def _starts(lm) -> Tensor:
     "Kept with the tokenizer: a table over the vocabulary."
     tok = lm.tokenizer
-    if not hasattr(tok, "_word_starts"): tok._word_starts = word_starts(tok).to(lm.device)
+    if not hasattr(tok, "_word_starts"):
+        tok._word_starts = word_starts(tok).to(lm.device)
     return tok._word_starts
