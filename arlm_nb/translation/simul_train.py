@@ -21,7 +21,7 @@ from .common import row_stream
 from .interleaved import BRI_SOL, SOL_BRI, interleaved, prefix_row, simul_row, simul_tokenizer, simul_world
 
 # %% ../../nbs/translation/15_simul_train.ipynb #c003
-ROWS, TUNING_ROWS, STEPS = 32, 20, {"offline": 1100, "first": 300, "second": 150}
+ROWS, TUNING_ROWS, STEPS = 32, 20, {"offline": 1100, "first": 200, "second": 100}
 SMALL_SET = 2400  # rows of the second stage; the paper has 90 thousand sentences to the first stage's 660 thousand
 VARIANTS = {
     "simul": {},
@@ -103,10 +103,10 @@ def run_stage(
         steps=steps,
         lr=lr,
         optimizer=optimizer,
-        warmup=min(50, steps // 4),
+        warmup=min(50, steps // 10),
         final=0.05,
         precision="float32",
-        compile=keep,
+        compile=keep and stage == "offline",  # short stages are over before a compiler has earned its time
         checkpoint=folder,
         checkpoint_every=200,
         log_every=20,
