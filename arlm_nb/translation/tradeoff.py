@@ -55,7 +55,7 @@ class Tradeoff:
 
     def add(self, other: "Tradeoff") -> "Tradeoff": return Tradeoff(self.rows + other.rows, self.found | other.found, self.data)
 
-    def interval(self, method: str, other: str | None = None, both: bool = True, n: int = 200, seed: int = 0) -> Interval:
+    def interval(self, method: str, other: str | None = None, both: bool = True, n: int = 100, seed: int = 0) -> Interval:
         "Bootstrap over sentences (95%) of corpus BLEU, or of its difference to another method's on the same sentences."
         refs = [both_references(p) if both else p.target for p in self.data]
         rng, drawn = random.Random(seed), []
