@@ -21,7 +21,7 @@ from .common import row_stream
 from .interleaved import BRI_SOL, SOL_BRI, interleaved, prefix_row, simul_row, simul_tokenizer, simul_world
 
 # %% ../../nbs/translation/15_simul_train.ipynb #c003
-ROWS, TUNING_ROWS, STEPS = 32, 20, {"offline": 1100, "first": 200, "second": 100}
+ROWS, TUNING_ROWS, STEPS = 32, 20, {"offline": 1100, "first": 250, "second": 350}
 SMALL_SET = 2400  # rows of the second stage; the paper has 90 thousand sentences to the first stage's 660 thousand
 VARIANTS = {
     "simul": {},
@@ -52,7 +52,7 @@ def small_set(borders: str = "aligned") -> dict[str, Tensor]:  # ids, labels [SM
 def stage_data(stage: str, borders: str = "aligned") -> Callable:  # (step, rng) -> batch; stage: offline, first, second, both, prefix
     "Batches of a stage."
     if stage == "offline": return row_stream(offline_row, ROWS)
-    if stage == "prefix": return row_stream(lambda rng: prefix_row(simul_world().meaning(rng), rng), TUNING_ROWS)
+    if stage == "prefix": return _short(row_stream(lambda rng: prefix_row(simul_world().meaning(rng), rng), TUNING_ROWS))
     small = small_set(borders)
     def picked(rng: random.Random) -> dict: return _nth(small, rng.randrange(SMALL_SET))
     def either(rng: random.Random) -> dict:
@@ -60,7 +60,15 @@ def stage_data(stage: str, borders: str = "aligned") -> Callable:  # (step, rng)
         return chunk_row(rng, borders=borders) if first else picked(rng)
     draws = {"first": lambda rng: chunk_row(rng, borders=borders), "second": picked, "both": either}
     if stage not in draws: raise unknown("stage", stage, ["offline", "prefix", *draws])
-    return row_stream(draws[stage], TUNING_ROWS)
+    return _short(row_stream(draws[stage], TUNING_ROWS))
+
+def _short(data: Callable) -> Callable:
+    "The same batches without the columns in which no row has a label."
+    def cut(step: int, rng: torch.Generator) -> dict:
+        batch = data(step, rng)
+        n = int((batch["labels"] != -100).any(0).nonzero().max()) + 1
+        return {k: v[:, :n] for k, v in batch.items()}
+    return cut
 
 def _nth(rows: dict[str, Tensor], i: int) -> dict[str, Tensor]: return {k: v[i] for k, v in rows.items()}
 
@@ -121,12 +129,12 @@ def train_variant(model, name: str, steps: dict | None = None, **how):  # (model
     steps, options = steps or STEPS, {k: v for k, v in VARIANTS[name].items() if k in ("borders", "loss_on")}
     whole, how = steps["first"] + steps["second"], how | options | {"name": name}
     if VARIANTS[name].get("rows") == "prefix":
-        return model, [run_stage(model, "prefix", whole, lr=3e-3, **how)]
+        return model, [run_stage(model, "prefix", whole, lr=2e-3, **how)]
     if VARIANTS[name].get("stages") == 1:
-        return model, [run_stage(model, "both", whole, lr=3e-3, **how)]
-    first = run_stage(model, "first", steps["first"], lr=3e-3, **how)
-    add_lora(model, rank=8)
-    second = run_stage(model, "second", steps["second"], lr=3e-3, optimizer="adamw", **how)
+        return model, [run_stage(model, "both", whole, lr=2e-3, **how)]
+    first = run_stage(model, "first", steps["first"], lr=2e-3, **how)
+    add_lora(model, rank=16)
+    second = run_stage(model, "second", steps["second"], lr=6e-3, optimizer="adamw", **how)
     return merge_lora(model.requires_grad_(True)), [first, second]
 
 # %% ../../nbs/translation/15_simul_train.ipynb #c011
