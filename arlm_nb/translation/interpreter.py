@@ -223,12 +223,14 @@ def _generation(lm, s: Stream, seconds: float) -> Generation:
 
 # %% ../../nbs/translation/13_interpreter.ipynb #c017
 def spoken_chunks(g: Generation, tokenizer) -> list[Chunk]:
-    "Chunks of a generation: words heard, words said."
-    out, source, target = [], [], []
+    "Chunks of a generation: words heard, words said (none where the model spoke and had nothing to say)."
+    out, spoke = [([], [])], False
     for step in g.steps:
-        if step["action"] == "READ" and target: out, source, target = [*out, (source, target)], [], []
-        (source if step["action"] == "READ" else target).append(step["word"] if step["action"] == "READ" else step["token"])
-    return [Chunk(" ".join(s).split(), tokenizer.decode(t).split()) for s, t in [*out, (source, target)]]
+        if step["action"] == "WRITE": out[-1][1].append(step["token"]); continue
+        if spoke or out[-1][1]: out.append(([], []))
+        out[-1][0].append(step["word"])
+        spoke = step.get("speaks", False)
+    return [Chunk(" ".join(s).split(), tokenizer.decode(t).split()) for s, t in out]
 
 def word_delays(g: Generation, tokenizer) -> list[int]:  # one for each target word
     "Source words heard when each target word was begun."

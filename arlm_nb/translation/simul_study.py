@@ -70,18 +70,15 @@ def cost_study(
 # %% ../../nbs/translation/18_simul_study.ipynb #c005
 def _pass_lengths(g, tokenizer) -> list[int]:
     "Accepted tokens at each pass of an interpretation."
-    total, out, before = len(g.prompt_ids), [], "READ"
-    for step in g.steps:
-        if step["action"] == "READ":
-            total += len(tokenizer.encode(" " + step["word"])) + (before == "WRITE")
-            out.append(total)
-        elif before == "READ":
-            total += 1
-            out.append(total)
+    total, out, pending, last = len(g.prompt_ids), [], 0, max(i for i, s in enumerate(g.steps) if s["action"] == "READ")
+    for i, step in enumerate(g.steps):
         if step["action"] == "WRITE":
-            total += 1
-            out.append(total)
-        before = step["action"]
+            total += 1; out.append(total)
+            continue
+        total += len(tokenizer.encode(" " + step["word"])) + pending
+        out.append(total)
+        pending = int(step["speaks"] or i == last)
+        if pending: total += 1; out.append(total)
     return out
 
 def documents(n: int, size: int = 3, seed: int = 0) -> list[Pair]:
