@@ -10,6 +10,7 @@ __all__ = ['mtp_positions', 'GatedLoRA', 'add_gated_lora', 'SamplerHead', 'Maske
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +80,11 @@ class MaskedMTP(nn.Module):
         return self(layout.ids.to(self.lm.device), positions=layout.positions.to(self.lm.device), mask=layout.mask)
 
 def base_of(lm) -> str:
-    "Which model an adapter belongs to: a hash of its configuration."
+    "Which model an adapter belongs to: a hash of what its configuration says beyond the defaults (a new switch changes nothing)."
     config = getattr(lm, "config", None) or lm.model.config
-    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    if is_dataclass(config): said = {f.name: getattr(config, f.name) for f in fields(config) if f.default is MISSING or getattr(config, f.name) != f.default}
+    else: said = {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 # %% ../../nbs/speculative/21_masked_mtp.ipynb #c009
 def _fill(self: MaskedMTP, z: Tensor, before: Tensor) -> Tensor:  # hidden states [..., d], tokens before [...] -> logits [..., V]
