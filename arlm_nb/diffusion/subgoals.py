@@ -98,14 +98,16 @@ def easy_first_rows(
 # %% ../../nbs/diffusion/40_subgoals.ipynb #c012
 ARMS = ("ar", "reversed", "teacherless", "plain", "mgdm")
 
-def arm_model(task: ReasoningTask, arm: str, seed: int = 0, d_model: int = 64, n_layers: int = 3) -> Transformer:
-    "Untrained."
+def arm_model(task: ReasoningTask, arm: str, seed: int = 0, d_model: int = 96, n_layers: int = 3) -> Transformer:
+    "Untrained; weights start at 1/sqrt(d)."
     from arlm_nb.core.paths import unknown
     if arm not in ARMS: raise unknown("arm", arm, ARMS)
     length = -(-(task.prompt_length + task.answer_length) // 16) * 16
     torch.manual_seed(seed)
     config = TransformerConfig(task.tokenizer.vocab_size, d_model, n_layers, 4, context_length=length, causal=arm in ("ar", "reversed", "teacherless"))
-    return Transformer(config, task.tokenizer, name=f"{task.name}-{arm}")
+    model = Transformer(config, task.tokenizer, name=f"{task.name}-{arm}")
+    model.init_weights(std=d_model**-0.5)
+    return model
 
 def teacherless(model, batch: dict, rng=None) -> Loss:
     "Cross-entropy of the answer, all of it hidden."
@@ -123,7 +125,7 @@ def arm_loss(task: ReasoningTask, arm: str, beta: float = 1.0) -> Callable:
 def train_arm(task: ReasoningTask, arm: str, steps: int, seed: int = 0, beta: float = 1.0, batch: int = 96, **how):  # Fit
     "Train one arm on one task."
     from arlm_nb.core.training import fit
-    options = dict(lr=2e-3, warmup=100, log_every=50, progress=False, seed=seed) | how
+    options = dict(lr=1e-3, schedule="constant", warmup=100, log_every=50, progress=False, seed=seed) | how
     return fit(arm_model(task, arm, seed), task_batches(task, batch, arm == "reversed"), arm_loss(task, arm, beta), steps=steps, **options)
 
 # %% ../../nbs/diffusion/40_subgoals.ipynb #c014

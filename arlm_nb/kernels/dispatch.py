@@ -38,8 +38,11 @@ class LazyJit:
         fn = self.compile()
         if not self.options.get("parallel"): return fn(*args)
         import numba
-        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
-        return fn(*args)
+        threads = torch.get_num_threads()
+        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+        try: return fn(*args)
+        finally: # numba and PyTorch share OpenMP, and numba's pool sets the number for both when it starts
+            if torch.get_num_threads() != threads: torch.set_num_threads(threads)
 
 # %% ../../nbs/kernels/01_dispatch.ipynb #c005
 class prange: # in plain Python a parallel loop is a loop; compiled, it is numba's
