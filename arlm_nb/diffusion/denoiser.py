@@ -16,10 +16,11 @@ from ..core.transformer import Transformer, TransformerConfig
 
 # %% ../../nbs/diffusion/12_denoiser.ipynb #c003
 def find_mask_id(lm, mask_id: int | None = None) -> int:
-    "The mask token's id: given, or the model's, its tokenizer's, its configuration's."
+    "The mask token's id: given, or the model's, its tokenizer's, its configuration's, or that of a token named <mask> or [MASK]."
     places = (lm, getattr(lm, "tokenizer", None), getattr(lm, "config", None))
     found = [mask_id, *(getattr(p, n, None) for p in places for n in ("mask_id", "mask_token_id"))]
-    found = next((i for i in found if i is not None), None)
+    name = getattr(places[1], "token_id", lambda name: None)
+    found = next((i for i in [*found, name("<mask>"), name("[MASK]")] if i is not None), None)
     if found is None: raise ValueError(f"{lm.name} has no mask token: give mask_id, an id of the model that is no real token")
     if not 0 <= found < lm.vocab_size: raise ValueError(f"mask_id must be one of the model's ids 0..{lm.vocab_size - 1}, got {found}")
     return int(found)

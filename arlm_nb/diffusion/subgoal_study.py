@@ -148,18 +148,19 @@ class ArmRun:
     task: str  # path2, path3, path4, sudoku4, countdown3
     arm: str
     seed: int = 0
+    long: bool = False  # twice as many updates
 
     @property
-    def name(self) -> str: return f"{self.task}-{self.arm}" + (f"-{self.seed}" if self.seed else "")
+    def name(self) -> str: return f"{self.task}-{self.arm}" + (f"-{self.seed}" if self.seed else "") + ("-long" if self.long else "")
     @property
-    def steps(self) -> int: return {"path2": 750, "path4": 2500}.get(self.task, 1500)
+    def steps(self) -> int: return {"path2": 750, "path3": 1500, "path4": 2500}.get(self.task, 1000) * (1 + self.long)
     @property
     def beta(self) -> float: return 2.0 if self.task == "path4" else 1.0
 
 TASKS = {"path2": lambda: path_star(2), "path3": lambda: path_star(3), "path4": lambda: path_star(4), "sudoku4": lambda: sudoku(4), "countdown3": lambda: countdown(3)}
 RUNS = {r.name: r for r in [
     *(ArmRun("path2", a) for a in ("ar", "plain", "mgdm")), *(ArmRun("path3", a) for a in ARMS), ArmRun("path4", "ar"),
-    *(ArmRun("path4", a, s) for s in range(3) for a in ("plain", "mgdm")), *(ArmRun(t, a) for t in ("sudoku4", "countdown3") for a in ("ar", "plain", "mgdm"))]}
+    *(ArmRun("path4", a, s) for s in range(3) for a in ("plain", "mgdm")), *(ArmRun("path4", a, 0, True) for a in ("plain", "mgdm")), *(ArmRun(t, a) for t in ("sudoku4", "countdown3") for a in ("ar", "plain", "mgdm"))]}
 
 # %% ../../nbs/diffusion/41_subgoal_study.ipynb #c017
 def make_run(name: str):  # -> core.training.Fit
@@ -171,10 +172,10 @@ def make_run(name: str):  # -> core.training.Fit
     folder = run_folder(f"diffusion/reasoning/{name}-{r.steps}")
     return train_arm(TASKS[r.task](), r.arm, r.steps, r.seed, r.beta, checkpoint=folder, checkpoint_every=250).whole()
 
-def measure_run(model, name: str, n: int = 300) -> list[dict]:  # rows: run, task, arm, seed, steps, order, fork, solved, low, high, right
+def measure_run(model, name: str, n: int = 300) -> list[dict]:  # rows: run, task, arm, seed, updates, steps, order, fork, solved, low, high, right
     "A trained arm on held-out problems; diffusion in several numbers of steps and both orders."
-    r, about = RUNS[name], {"run": name, "task": RUNS[name].task, "arm": RUNS[name].arm, "seed": RUNS[name].seed}
-    task = TASKS[r.task]()
+    r, task = RUNS[name], TASKS[RUNS[name].task]()
+    about = {"run": name, "task": r.task, "arm": r.arm, "seed": r.seed, "updates": r.steps}
     if r.arm not in ("plain", "mgdm"): return [about | {"steps": None, "order": None} | solved_by(model, task, n)]
     settings = dict.fromkeys([(1, "confidence"), (4, "confidence"), (4, "random"), (20, "confidence"), (20, "random"), (task.answer_length, "confidence"), (task.answer_length, "random")])
     return [about | {"steps": T, "order": order} | solved_by(model, task, n, steps=T, order=order) for T, order in settings]

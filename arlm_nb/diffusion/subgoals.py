@@ -62,8 +62,7 @@ def multi_granularity_loss(
     return lambda model, batch, rng: at(_mask_of(model))(model, batch, rng)
 
 def _mask_of(model) -> int:
-    model = getattr(model, "_orig_mod", model)  # torch.compile wraps it
-    return model.tokenizer.token_id("<mask>") if getattr(model, "tokenizer", None) is not None else find_mask_id(model)
+    return find_mask_id(getattr(model, "_orig_mod", model))  # torch.compile wraps it
 
 # %% ../../nbs/diffusion/40_subgoals.ipynb #c009
 @dataclass
