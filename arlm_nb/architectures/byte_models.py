@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['T', 'ROWS', 'STEPS', 'RATE', 'PIECES', 'ARMS', 'LARGE', 'CORPORA', 'RUNS', 'ByteArm', 'texts_of', 'pieces',
-           'tokenizer_of', 'batches', 'build', 'train_arm', 'trained']
+           'tokenizer_of', 'batches', 'build', 'train_arm', 'trained', 'passages', 'passages_hash', 'measure',
+           'runs_table', 'runs_note', 'spacebyte_checkpoint', 'periodic_checkpoint', 'bytes_checkpoint']
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c002
 from collections.abc import Callable
@@ -31,17 +32,22 @@ class ByteArm:
     kind: str  # spacebyte, bytes, megabyte, bpe
     sizes: dict = field(default_factory=dict)
 
-def _space(d: int, rule: str = "utf8") -> ByteArm: return ByteArm("spacebyte", dict(d_model=2 * d, n_layers=2, context=T, rule=rule, d_head=d // 2))
-def _plain(d: int, window: int) -> ByteArm: return ByteArm("bytes", dict(d_model=d, d_local=d, n_layers=0, n_local_layers=3, context=T, window=window, d_head=d // 2))
+def _space(d: int, rule: str = "utf8", local: int = 4, patches: int = 32) -> ByteArm:
+    return ByteArm("spacebyte", dict(d_model=2 * d, n_layers=2, n_local_layers=local, context=T, global_context=patches, rule=rule, d_head=d // 2))
+
+def _plain(d: int, layers: int, window: int) -> ByteArm:
+    return ByteArm("bytes", dict(d_model=d, d_local=d, n_layers=0, n_local_layers=layers, context=T, window=window, d_head=d // 2))
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c005
 ARMS = {
-    "spacebyte": _space(44), "periodic": _space(44, "periodic"), "bytes": _plain(44, 64),
+    "spacebyte": _space(36), "periodic": _space(36, "periodic"), "periodic-8": _space(36, "periodic", patches=24),  # 2 + 2 local blocks, 2 global ones
+    "bytes": _plain(44, 3, 64), "bytes-deep": _plain(36, 5, 48),
     "megabyte": ByteArm("megabyte", dict(d_model=84, d_local=42, n_layers=3, n_local_layers=2, patch=6, context=T, d_head=14)),
     "bpe": ByteArm("bpe", dict(d_model=64, n_layers=3, n_heads=4, context_length=PIECES)),
-    "spacebyte-small": _space(24), "periodic-small": _space(24, "periodic"), "bytes-small": _plain(24, 40),
+    "spacebyte-even": _space(44, local=2), "periodic-even": _space(44, "periodic", local=2),  # as many local blocks as global ones
+    "spacebyte-small": _space(24, local=2), "periodic-small": _space(24, "periodic", local=2), "bytes-small": _plain(24, 3, 40),
 }
-LARGE = ("spacebyte", "periodic", "bytes", "megabyte", "bpe")
+LARGE = tuple(n for n in ARMS if not n.endswith("-small"))
 CORPORA = ("docs", "code")
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c006
@@ -93,9 +99,74 @@ def train_arm(name: str, seed: int = 0, steps: int = STEPS, folder: Path | None 
                seed=seed, progress=False, checkpoint=folder, checkpoint_every=50, log_every=20, **options)
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c010
-RUNS = [(name, 0) for name in ARMS] + [("spacebyte", 1), ("periodic", 1)]
+RUNS = [(name, 0) for name in ARMS] + [("spacebyte-even", 1), ("periodic-even", 1)]  # (name, seed)
 
 def trained(name: str, seed: int = 0):  # LM in eval mode
     "A run, from its saved state where it was made on this machine before."
     from arlm_nb.train_checkpoints import run_folder
     return train_arm(name, seed, folder=run_folder(f"architectures/byte-models/{name}-{seed}-{STEPS}")).whole().model.eval()
+
+# %% ../../nbs/architectures/45_byte_models.ipynb #c012
+@cache
+def passages(corpus: str, n: int = 64, length: int = 384) -> list[str]:  # each from the beginning of a line
+    "Pieces of about `length` bytes of test documents."
+    g, out = torch.Generator().manual_seed(CORPORA.index(corpus)), []
+    texts = [t for t in texts_of(corpus, "test") if len(t) > 2 * length]
+    weights = torch.tensor([float(len(t)) for t in texts])
+    for i in torch.multinomial(weights, n, replacement=True, generator=g).tolist():
+        lines = [0, *(k + 1 for k, c in enumerate(texts[i]) if c == "\n" and k + 1 + length <= len(texts[i]))]
+        start = lines[int(torch.randint(len(lines), (1,), generator=g))]
+        out.append(texts[i][start:start + length])
+    return out
+
+def passages_hash() -> str:
+    "Which pieces these are."
+    from hashlib import sha256
+    return sha256("\0".join(t for c in CORPORA for t in passages(c)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+# %% ../../nbs/architectures/45_byte_models.ipynb #c013
+def measure(lm) -> dict:  # bits per byte of each passage, docs then code; for models of bytes also of first bytes of words and of the others
+    "What a model costs on the passages."
+    from arlm_nb.architectures.byte_frontier import bytes_per_token, scored_bytes, split_at_starts, token_nats
+    from arlm_nb.core.metrics import bits_per_byte
+    texts = [t for c in CORPORA for t in passages(c)]
+    nats = token_nats(lm, texts)
+    out = {"bits": [round(bits_per_byte(n, scored_bytes(lm, t)), 4) for n, t in zip(nats, texts)]}
+    if lm.vocab_size != BOS + 1: return out | {"bytes per token": round(bytes_per_token(lm, texts), 4)}
+    for t, n in zip(texts, nats):
+        for name, part in split_at_starts([t], [n]).items(): out.setdefault(name, []).append(round(float(part.mean()) / 0.6931471805599453, 4))
+    return out
+
+# %% ../../nbs/architectures/45_byte_models.ipynb #c014
+def runs_table(report: Callable | None = None) -> dict:  # "name-seed" -> what was measured
+    "Every run, trained or taken from this machine, measured on the passages."
+    out = {}
+    for name, seed in RUNS:
+        out[f"{name}/{seed}"] = measure(trained(name, seed))
+        if report: report(name, seed, out[f"{name}/{seed}"])
+    return out
+
+def runs_note() -> dict:
+    "What was measured of all runs, as it lies beside the weights of `architectures/spacebyte`."
+    from arlm_nb.core.checkpoints import checkpoint_path, read_note
+    return read_note(checkpoint_path("architectures/spacebyte"))
+
+# %% ../../nbs/architectures/45_byte_models.ipynb #c015
+def _save(name: str, shipped: str, about: str, **note):
+    from arlm_nb.core.checkpoints import save_checkpoint
+    from arlm_nb.core.paths import writable_path
+    about = {"model": "SpaceByteTransformer", "about": about, "data": "docs and code, train parts, half of each batch", "seed": 0, "steps": STEPS, "bytes": STEPS * ROWS * T,
+             "optimizer": f"muon, learning rate {RATE}", "command": f"python -m arlm_nb.train_checkpoints {shipped}"}
+    return save_checkpoint(trained(name), writable_path("checkpoints", *shipped.split("/")), about | note)
+
+# %% ../../nbs/architectures/45_byte_models.ipynb #c016
+@makes("architectures/spacebyte")
+def spacebyte_checkpoint():
+    "SpaceByte; its note holds what was measured of all runs."
+    return _save("spacebyte", "architectures/spacebyte", "SpaceByte, patches at words; with what was measured of all runs", passages=passages_hash(), runs=runs_table())
+
+@makes("architectures/spacebyte-periodic")
+def periodic_checkpoint(): return _save("periodic", "architectures/spacebyte-periodic", "the ablation: the same model with a patch every 6 bytes")
+
+@makes("architectures/spacebyte-bytes")
+def bytes_checkpoint(): return _save("bytes", "architectures/spacebyte-bytes", "the baseline: a byte transformer with a sliding window, of equal multiply-adds per byte")
