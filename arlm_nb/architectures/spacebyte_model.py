@@ -47,6 +47,7 @@ class SpaceByteConfig:
 def _complete(c: SpaceByteConfig):
     "Fill in the defaults, refuse what does not fit together."
     def default(name, value): object.__setattr__(c, name, value) if getattr(c, name) is None else None
+    if c.n_layers < 0: raise ValueError(f"n_layers must be >= 0, got {c.n_layers}")
     default("d_local", c.d_model // 2)
     default("n_local_layers", c.n_layers)
     default("n_initial_layers", c.n_local_layers // 2)
@@ -54,7 +55,6 @@ def _complete(c: SpaceByteConfig):
     default("window", c.d_local)
     for name in ("d_model", "d_local", "n_local_layers", "context", "global_context", "window", "d_head"):
         if getattr(c, name) < 1: raise ValueError(f"{name} must be >= 1, got {getattr(c, name)}")
-    if c.n_layers < 0: raise ValueError(f"n_layers must be >= 0, got {c.n_layers}")
     if not 0 <= c.n_initial_layers <= c.n_local_layers: raise ValueError(f"n_initial_layers must be in 0..n_local_layers = {c.n_local_layers}, got {c.n_initial_layers}")
     if c.d_local > c.d_model: raise ValueError(f"d_local must be <= d_model = {c.d_model}, got {c.d_local}")
     if c.d_local % c.d_head or c.d_model % c.d_head: raise ValueError(f"d_local and d_model must be multiples of d_head = {c.d_head}, got {c.d_local} and {c.d_model}")
@@ -209,7 +209,7 @@ def _global(self: SpaceByteTransformer, x: Tensor, ids: Tensor, cache: KVCache |
     y = x.new_zeros(len(x), plan.width, c.d_model)
     y[plan.row, plan.new, c.d_model - c.d_local:] = x[plan.row, plan.at]
     slots = (plan.first[:, None] + torch.arange(plan.width, device=x.device)).clamp(max=c.global_context - 1)
-    y = self.sites("hook_patches", y + self.pos_global(slots))
+    y = self.sites(f"blocks.{a}.hook_patches", y + self.pos_global(slots))
     sees = None if cache is None else (torch.arange(c.global_context, device=x.device) <= slots[..., None])[:, None]
     for l in range(a, b): y = self._patch_block(l, y, plan, slots, sees, cache)
     return x.index_put((plan.row, plan.at), y[plan.row, plan.new, c.d_model - c.d_local:], accumulate=True)
@@ -235,7 +235,7 @@ def site_names(self: SpaceByteTransformer) -> list[str]:
     attn = ("q", "k", "v", "rot_q", "rot_k", "z", "attn_scores", "pattern", "result")
     block = ["hook_resid_pre", "ln1.hook_normalized", *(f"attn.hook_{s}" for s in attn), "hook_attn_out", "hook_resid_mid", "ln2.hook_normalized",
              "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"]
-    outside = ["hook_embed"] + (["hook_patches"] if self.config.n_layers else [])
+    outside = ["hook_embed"] + ([f"blocks.{self._cut[0]}.hook_patches"] if self.config.n_layers else [])
     return outside + [f"blocks.{l}.{n}" for l in range(self.n_layers) for n in block] + ["ln_final.hook_normalized"]
 
 SpaceByteTransformer.new_cache, SpaceByteTransformer.site_names = new_cache, site_names
