@@ -69,15 +69,16 @@ def patch_player(models: dict, text: str):  # rule -> model; Controls
     return Controls(draw, rule=list(models), text=text)
 
 # %% ../../nbs/architectures/46_byte_view.ipynb #c007
-def frontier_rows(note: dict, corpus: str = "both", steps: int | None = None) -> list[tuple[str, float, float]]:  # (name, FLOPs per byte, bits per byte)
-    "From what was measured of the runs of seed 0; steps: None: the shorter ones, which all models have."
+def frontier_rows(note: dict, corpus: str = "both") -> list[tuple[str, float, float]]:  # (name, FLOPs per byte, bits per byte)
+    "From what was measured of the runs of seed 0."
     from arlm_nb.architectures.byte_flops import n_mult_add
-    from arlm_nb.architectures.byte_models import CORPORA, SHORT, build
-    part, end = {"both": slice(None), CORPORA[0]: slice(64), CORPORA[1]: slice(64, None)}[corpus], f"/0/{steps or SHORT}"
-    runs = [(key.split("/")[0], found) for key, found in note["runs"].items() if key.endswith(end)]
+    from arlm_nb.architectures.byte_models import CORPORA, build
+    part = {"both": slice(None), CORPORA[0]: slice(64), CORPORA[1]: slice(64, None)}[corpus]
+    runs = [(key.split("/")[0], found) for key, found in note["runs"].items() if key.endswith("/0")]
     return [(name, 2 * n_mult_add(build(name)).per_position / found.get("bytes per token", 1.0), float(torch.tensor(found["bits"][part]).mean())) for name, found in runs]
 
-def frontier_figure(note: dict, corpus: str = "both", steps: int | None = None):  # note of `architectures/spacebyte`; plotly Figure
-    "Bits per byte over FLOPs per byte."
+def frontier_figure(note: dict, corpus: str = "both"):  # note of `architectures/spacebyte`; plotly Figure
+    "Bits per byte over FLOPs per byte; one curve for each kind and shape of model."
     from arlm_nb.architectures.byte_frontier import FrontierTable
-    return FrontierTable.of(frontier_rows(note, corpus, steps)).plot(title=f"Bits per byte over FLOPs per byte (corpus: {corpus})")
+    def family(name): return name.replace("-even", "-small").replace("-small", " 1 + 1") if "space" in name or "periodic" in name else name.split("-")[0] if name != "bytes-deep" else name
+    return FrontierTable.of(frontier_rows(note, corpus)).plot(family, title=f"Bits per byte over FLOPs per byte (corpus: {corpus})")
