@@ -20,7 +20,7 @@ from .gnmt_model import GNMT
 from .gnmt_words import gnmt_corpus, sentences, word_vocabulary, wordpieces
 
 # %% ../../nbs/translation/26_gnmt_train.ipynb #c003
-STEPS, ROWS = {"likelihood": 4500, "reward": 700}, {"likelihood": 64, "reward": 8}
+STEPS, ROWS = {"likelihood": 3000, "reward": 700}, {"likelihood": 64, "reward": 8}
 SHAPE = dict(d_model=48, n_layers=3)
 VARIANTS = {
     "gnmt": dict(words="pieces", clip=1.0),
@@ -77,7 +77,7 @@ def train_likelihood(model: GNMT, *, steps: int | None = None, data: Sequence[Pa
 
     steps, pad = steps or STEPS["likelihood"], model.config.pad
     batches = bucketed(rows_of(data or gnmt_corpus(), model.tokenizer), ROWS["likelihood"], pad)
-    how = dict(lr=6e-3, optimizer="muon", warmup=min(100, steps // 10), final=0.02, log_every=25, checkpoint_every=250) | how
+    how = dict(lr=3e-2, optimizer="muon", warmup=min(100, steps // 10), final=0.02, log_every=25, checkpoint_every=250) | how
     folder = run_folder(f"translation/{name}") if name else None
     return fit(model, annealed(batches, steps, model.config.clip), maximum_likelihood, steps=steps, checkpoint=folder, progress=progress, **how).whole()
 
