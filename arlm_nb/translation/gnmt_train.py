@@ -20,7 +20,7 @@ from .gnmt_model import GNMT
 from .gnmt_words import gnmt_corpus, sentences, word_vocabulary, wordpieces
 
 # %% ../../nbs/translation/26_gnmt_train.ipynb #c003
-STEPS, ROWS = {"likelihood": 3000, "reward": 700}, {"likelihood": 64, "reward": 8}
+STEPS, ROWS = {"likelihood": 3000, "reward": 600}, {"likelihood": 64, "reward": 8}
 SHAPE = dict(d_model=48, n_layers=3)
 VARIANTS = {
     "gnmt": dict(words="pieces", clip=1.0),
