@@ -72,6 +72,10 @@ class ClippedLSTM(nn.Module):
 
     def start(self, x: Tensor) -> tuple[Tensor, Tensor]: return x.new_zeros(len(x), self.d), x.new_zeros(len(x), self.d)
 
+    def gates(self, x: Tensor, m: Tensor) -> Tensor:  # x [B, n_in], m [B, d] -> [B, 4d]
+        "Pre-activations of one step."
+        return x @ self.W.t() + self.bias + m @ self.U.t()
+
     def forward(self, x: Tensor, state=None, delta: float | None = None):  # (y [B, T, d], (m, c))
         m, c = state or self.start(x)
         gates = (x @ self.W.t() + self.bias).transpose(0, 1).contiguous()

@@ -169,7 +169,7 @@ def _stack_top(self: GNMT, x: Tensor, states: list, source: dict):
         y = x[:, t]
         for l, layer in enumerate(self.decoder):
             m, c = states[l]
-            states[l] = lstm_cell(torch.cat([y, a], -1) @ layer.W.t() + layer.bias + m @ layer.U.t(), c, self.delta)
+            states[l] = lstm_cell(layer.gates(torch.cat([y, a], -1), m), c, self.delta)
             y = joined(states[l][0], y, l, self.delta)
         out.append((y, p))
     return *(torch.stack(part, 1) for part in zip(*out)), states
