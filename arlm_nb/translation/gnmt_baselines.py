@@ -89,7 +89,7 @@ def fit_phrases(data: Sequence[Pair], longest: int = 4, keep: int = 6) -> Phrase
     return PhraseModel(table, bigrams, unigrams, unigrams.total())
 
 # %% ../../nbs/translation/27_gnmt_baselines.ipynb #c012
-def phrase_translate(model: PhraseModel, source: Sequence[str], *, stack: int = 30, jump: int = 6, cost: float = 0.15) -> list[str]:  # cost: of a place jumped, nats
+def phrase_translate(model: PhraseModel, source: Sequence[str], *, stack: int = 30, jump: int = 10, cost: float = 0.5, bonus: float = 5.0) -> list[str]:  # cost: of a place jumped; bonus: of a word said, nats
     "The best order of phrases, by table, bigrams and jumps."
     n, spans = len(source), defaultdict(list)
     for a in range(n):
@@ -106,7 +106,7 @@ def phrase_translate(model: PhraseModel, source: Sequence[str], *, stack: int = 
                     mask = ((1 << b) - 1) ^ ((1 << a) - 1)
                     if covered & mask: continue
                     row = (last, *target)
-                    new = score + lp - cost * abs(a - end) + sum(model.lm(u, w) for u, w in zip(row, row[1:]))
+                    new = score + lp - cost * abs(a - end) + bonus * len(target) + sum(model.lm(u, w) for u, w in zip(row, row[1:]))
                     key, slot = (covered | mask, row[-1], b), stacks[size + b - a]
                     if key not in slot or slot[key][0] < new: slot[key] = (new, rest - sum(hope[a:b]), said + target)
     done = next(s for s in reversed(stacks) if s)
