@@ -45,10 +45,11 @@ def system(name: str):
         return quantize(model, float(bound.strip(" ()")) if bound else None)
 
 @lru_cache(None)
-def translations(name: str, data: tuple[Pair, ...], beam: int = 8) -> list[Generation]:
+def _translated(name: str, sources: tuple[str, ...], beam: int) -> list[Generation]: return gnmt_beam(system(name), sources, beam=beam, max_new_tokens=90)
+
+def translations(name: str, data: Sequence[Pair], beam: int = 8) -> list[Generation]:
     "What a system's beam search finds, with the default weights."
-    model = system(name)
-    return gnmt_beam(model, [" ".join(p.source) for p in data], beam=beam, max_new_tokens=90)
+    return _translated(name, tuple(" ".join(p.source) for p in data), beam)
 
 # %% ../../nbs/translation/29_gnmt_study.ipynb #c004
 def words_of(g: Generation) -> list[str]: return g.text.split()
