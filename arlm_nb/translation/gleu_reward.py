@@ -15,6 +15,7 @@ from ..core.training import Loss
 # %% ../../nbs/translation/22_gleu_reward.ipynb #c004
 def _runs(tokens: Sequence, n: int) -> Counter: return Counter(tuple(tokens[i:i + k]) for k in range(1, n + 1) for i in range(len(tokens) - k + 1))
 
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c005
 def gleu(hypothesis: Sequence, reference: Sequence, n: int = 4) -> float:  # words, ids, or a text; 0..1
     "The smaller of precision and recall of all 1- to n-token runs."
     if n < 1: raise ValueError(f"n must be >= 1, got {n}")
@@ -22,18 +23,20 @@ def gleu(hypothesis: Sequence, reference: Sequence, n: int = 4) -> float:  # wor
     longer = max(h.total(), r.total())
     return (h & r).total() / longer if longer else 1.0
 
-# %% ../../nbs/translation/22_gleu_reward.ipynb #c007
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c008
 def counted(tokens: Tensor, eos: int) -> Tensor:  # [B, N] -> bool [B, N]
     "The sentence and its end token."
     ends = tokens == eos
     return (ends.cumsum(1) - ends.long()) == 0
 
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c009
 def _ending(model, batch: dict) -> int:
     "The end token."
     found = batch.get("eos", model.config.eos if hasattr(model, "encode") else getattr(model.tokenizer, "eos_id", None))
     if found is None: raise ValueError("no end token: give the batch an `eos`")
     return found
 
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c010
 def _begin(model, batch: dict, copies: int = 1) -> tuple[Tensor, Callable]:  # (prompt rows [B * copies, P], () -> cache or None)
     "What stands before the target, and a fresh cache that holds the source."
     rows = torch.arange(len(batch["target"])).repeat_interleave(copies)
@@ -42,13 +45,14 @@ def _begin(model, batch: dict, copies: int = 1) -> tuple[Tensor, Callable]:  # (
     prompt = torch.full((len(rows), 1), model.config.bos, device=rows.device)
     return prompt, lambda: encoded.clone().select(rows) if not torch.is_grad_enabled() else encoded.select(rows)
 
-# %% ../../nbs/translation/22_gleu_reward.ipynb #c008
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c011
 def target_logprobs(model, prompt: Tensor, target: Tensor, eos: int, cache=None) -> Tensor:  # [B, N], 0 behind the end
     "log-probability of each target token."
     logits = model(torch.cat([prompt, target], 1)[:, :-1], cache=cache).logits[:, prompt.shape[1] - 1:]
     found = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     return found * counted(target, eos)
 
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c012
 def maximum_likelihood(model, batch: dict, rng: torch.Generator | None = None) -> Loss:
     "Mean nats a target token; `batch['delta']` sets the bound of this step."
     if "delta" in batch: model.delta = batch["delta"]
@@ -56,7 +60,7 @@ def maximum_likelihood(model, batch: dict, rng: torch.Generator | None = None) -
     found = target_logprobs(model, prompt, batch["target"], eos, cache())
     return Loss(-found.sum() / counted(batch["target"], eos).sum())
 
-# %% ../../nbs/translation/22_gleu_reward.ipynb #c010
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c014
 @torch.no_grad()
 def sample_targets(model, prompt: Tensor, cache, eos: int, most: int, rng: torch.Generator | None) -> Tensor:  # [B, <= most]
     "Draw a target for each row, until all have ended."
@@ -69,16 +73,18 @@ def sample_targets(model, prompt: Tensor, cache, eos: int, most: int, rng: torch
         if bool((torch.cat(out, 1) == eos).any(1).all()): break
     return torch.cat(out, 1)
 
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c015
 def sentence_of(row, eos: int) -> list[int]:
     "Ids before the end token."
     ids = row.tolist() if torch.is_tensor(row) else list(row)
     return ids[: ids.index(eos)] if eos in ids else ids
 
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c016
 def _rewards(drawn: Tensor, target: Tensor, eos: int, reward: Callable) -> Tensor:  # [B, m]
     m, right = len(drawn) // len(target), [sentence_of(t, eos) for t in target]
     return torch.tensor([reward(sentence_of(y, eos), right[i // m]) for i, y in enumerate(drawn)], dtype=torch.float32).view(-1, m)
 
-# %% ../../nbs/translation/22_gleu_reward.ipynb #c011
+# %% ../../nbs/translation/22_gleu_reward.ipynb #c017
 def expected_reward(model, batch: dict, rng: torch.Generator | None = None, *,
                     samples: int = 15,  # m, for each source
                     alpha: float = 0.017,  # weight of the likelihood

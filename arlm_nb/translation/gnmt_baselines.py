@@ -31,6 +31,7 @@ def ibm1(sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], ite
         p /= np.bincount(keys // len(numbers[1]), p)[keys // len(numbers[1])]
     return _best_places(p[at], targets, [len(x) for x in sources])
 
+# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c005
 def _best_places(p, targets, widths) -> list[list[int]]:
     "argmax over each target word's run of source words."
     out, low = [], 0
@@ -40,13 +41,14 @@ def _best_places(p, targets, widths) -> list[list[int]]:
         low += len(y) * w
     return out
 
+# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c006
 def agreed_links(data: Sequence[Pair]) -> list[set[tuple[int, int]]]:
     "Links (source, target) that both directions choose."
     xs, ys = [p.source for p in data], [p.target for p in data]
     there, back = ibm1(xs, ys), ibm1(ys, xs)
     return [{(i, j) for j, i in enumerate(a)} & {(i, j) for i, j in enumerate(b)} for a, b in zip(there, back)]
 
-# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c007
+# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c009
 def phrase_pairs(source: Sequence[str], target: Sequence[str], links: set, longest: int = 4) -> list[tuple[tuple, tuple]]:
     "All consistent pairs of runs."
     out = []
@@ -58,7 +60,7 @@ def phrase_pairs(source: Sequence[str], target: Sequence[str], links: set, longe
             if d - c <= longest and all(a <= i < b for i, j in links if c <= j < d): out.append((tuple(source[a:b]), tuple(target[c:d])))
     return out
 
-# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c009
+# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c011
 @dataclass
 class PhraseModel:
     "Phrase table and bigram model."
@@ -77,7 +79,7 @@ class PhraseModel:
     def __post_init__(self):
         self.followers = Counter(a for a, _ in self.bigrams)
 
-# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c010
+# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c012
 def fit_phrases(data: Sequence[Pair], longest: int = 4, keep: int = 6) -> PhraseModel:
     "Align, extract, count."
     counts, bigrams, unigrams = defaultdict(Counter), Counter(), Counter()
@@ -88,7 +90,7 @@ def fit_phrases(data: Sequence[Pair], longest: int = 4, keep: int = 6) -> Phrase
     table = {s: [(t, math.log(n / c.total())) for t, n in c.most_common(keep)] for s, c in counts.items() if len(s) == 1 or c.total() > 1}
     return PhraseModel(table, bigrams, unigrams, unigrams.total())
 
-# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c012
+# %% ../../nbs/translation/27_gnmt_baselines.ipynb #c014
 def phrase_translate(model: PhraseModel, source: Sequence[str], *, stack: int = 30, jump: int = 10, cost: float = 0.5, bonus: float = 5.0) -> list[str]:  # cost: of a place jumped; bonus: of a word said, nats
     "The best order of phrases, by table, bigrams and jumps."
     n, spans = len(source), defaultdict(list)

@@ -6,7 +6,7 @@ __all__ = ['LEAST', 'length_penalty', 'coverage_penalty', 'Hypothesis', 'score_o
 # %% ../../nbs/translation/23_gnmt_beam.ipynb #c002
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,21 +17,25 @@ from ..core.generation import Cost, Generation, check_budget, decode_text, encod
 # %% ../../nbs/translation/23_gnmt_beam.ipynb #c004
 LEAST = 1e-10  # attention of a source word that got none
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c005
 def _weight(name: str, value: float) -> float:
     if not value >= 0: raise ValueError(f"{name} must be >= 0, got {value}")
     return value
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c006
 def length_penalty(n, alpha: float = 0.2):  # n: tokens, a number or a tensor
     "What the log-probability is divided by; 1 for one token."
     return ((5 + n) / 6) ** _weight("alpha", alpha)
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c007
 def coverage_penalty(attention: Tensor, beta: float = 0.2) -> Tensor:  # attention [..., T, M] -> [...]; <= 0
     "0 where each source word got attention 1 or more in all."
     return _weight("beta", beta) * attention.sum(-2).clamp(LEAST, 1).log().sum(-1)
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c007
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c010
 def _logp(logits: Tensor) -> Tensor: return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c011
 class _Translator:
     "Rows of an encoder-decoder."
 
@@ -51,7 +55,7 @@ class _Translator:
         self.cache.select(rows)
         self.logp = self._read(tokens)
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c008
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c012
 class _Causal:
     "Rows of a causal model after one prompt."
 
@@ -74,7 +78,7 @@ class _Causal:
         self.rows.select(rows)
         self.logp = self._read(lambda: self.rows.next(tokens))
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c010
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c014
 @dataclass
 class Hypothesis:
     "The beginning of a translation, or all of it."
@@ -87,6 +91,7 @@ class Hypothesis:
     def longer(self, token: int, total: float, logprob: float, row) -> "Hypothesis":
         return Hypothesis([*self.ids, token], [*self.logprobs, logprob], self.attention if row is None else [*self.attention, row], total)
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c015
 def score_of(h: Hypothesis, alpha: float, beta: float) -> float:
     "s(Y, X)."
     cp = 0.0
@@ -95,7 +100,7 @@ def score_of(h: Hypothesis, alpha: float, beta: float) -> float:
         cp = beta * float(np.log(np.clip(np.sum(h.attention, 0), LEAST, 1)).sum())
     return h.total / length_penalty(len(h.ids), alpha) + cp
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c011
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c016
 @dataclass
 class _Sentence:
     "The search of one source."
@@ -131,7 +136,7 @@ class _Sentence:
         if ahead / length_penalty(most, alpha) < self.ended[0].score: return True
         return len(self.ended) >= K and ahead <= max(h.total for h in self.ended)
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c012
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c017
 def _continuations(logp: Tensor, live: list[_Sentence], n: int, width: float, attention) -> list[list]:
     "The n best continuations of each sentence, best first, as (hypothesis, row)."
     V, most = logp.shape[-1], max(len(s.running) for s in live)
@@ -152,7 +157,7 @@ def _continuations(logp: Tensor, live: list[_Sentence], n: int, width: float, at
         out.append([(s.running[k].longer(t, v, float(steps[first[i] + k, t]), row(k)), first[i] + k) for v, k, t in found])
     return out
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c013
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c018
 def _search(reader, sentences: list[_Sentence], K: int, most: int, ends: Callable, weights: tuple, width: float, callback):
     "All sentences at once; rows of a sentence that is over are dropped."
     live = sentences
@@ -168,7 +173,7 @@ def _search(reader, sentences: list[_Sentence], K: int, most: int, ends: Callabl
         if not live: return
         reader.next(*(torch.tensor(x, device=reader.logp.device) for x in (rows, tokens)))
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c014
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c019
 @register_decoder("gnmt")
 @torch.inference_mode()
 def gnmt_beam(model,  # a translator (`encode`, `step`), or any causal LM
@@ -190,6 +195,7 @@ def gnmt_beam(model,  # a translator (`encode`, `step`), or any causal LM
     out = [g for group in groups for g in _decode(model, group, _Translator if translates else _Causal, beam, max_new_tokens, ends, weights, beam_size, callback)]
     return out[0] if single else out
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c020
 def _decode(model, prompts, kind, beam, most, ends, weights, width, callback) -> list[Generation]:
     began, cost = time.perf_counter(), Cost()
     reader = kind(model, prompts, cost, weights[1] > 0, most)
@@ -199,11 +205,12 @@ def _decode(model, prompts, kind, beam, most, ends, weights, width, callback) ->
     for s in found: s.steps[-1]["hypotheses"] = s.ended
     return [Generation(s.ended[0].ids, _text(model, s.ended[0].ids), s.ended[0].logprobs, s.steps, cost, s.prompt, "gnmt") for s in found]
 
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c021
 def _text(model, ids: list[int]) -> str:
     "Without the end token."
     return decode_text(model, ids[:-1] if hasattr(model, "encode") and ids and ids[-1] == model.config.eos else ids)
 
-# %% ../../nbs/translation/23_gnmt_beam.ipynb #c016
+# %% ../../nbs/translation/23_gnmt_beam.ipynb #c023
 def rerank(g: Generation, alpha: float = 0.2, beta: float = 0.2) -> Hypothesis:
     "The ended hypothesis that is best at these weights."
     _weight("alpha", alpha), _weight("beta", beta)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.bench import Bench, benchmark, time_cpu
 from ..kernels.dispatch import jit
 from .clipped_lstm import ClippedLSTM, lstm_cell
-from .gnmt_model import GNMT, LOGIT_BOUND, bounded
+from .gnmt_model import GNMT, LOGIT_BOUND
 
 # %% ../../nbs/translation/24_gnmt_int8.ipynb #c004
 def int8_rows(W: Tensor) -> tuple[Tensor, Tensor]:  # W [N, K] -> (int8 [N, K], s [N])
@@ -22,8 +22,10 @@ def int8_rows(W: Tensor) -> tuple[Tensor, Tensor]:  # W [N, K] -> (int8 [N, K], 
     s = W.detach().abs().amax(1)
     return (127 * W.detach() / s.clamp(min=1e-30)[:, None]).round().to(torch.int8), s
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c005
 def int8_vector(x: Tensor, bound: float) -> Tensor: return (x * (127 / bound)).round().clamp(-127, 127).to(torch.int8)
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c006
 @jit()
 def _loop_product(x, W, out):  # x [R, K] int8, W [N, K] int8, out [R, N] int32
     for n in range(W.shape[0]):
@@ -32,18 +34,20 @@ def _loop_product(x, W, out):  # x [R, K] int8, W [N, K] int8, out [R, N] int32
             for k in range(W.shape[1]): total += np.int32(W[n, k]) * np.int32(x[r, k])
             out[r, n] = total
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c007
 def loop_product(x: Tensor, W: Tensor) -> Tensor:
     "The integer product by a plain loop (numba)."
     out = torch.empty(len(x), len(W), dtype=torch.int32)
     _loop_product(x.contiguous().numpy(), W.contiguous().numpy(), out.numpy())
     return out
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c008
 def int8_product(x: Tensor, W: Tensor) -> Tensor:  # x int8 [R, K], W int8 [N, K] -> int32 [R, N]
     "Exact integer products."
     try: return torch._int_mm(x, W.t())
     except (AttributeError, RuntimeError): return loop_product(x.cpu(), W.cpu()).to(x.device)
 
-# %% ../../nbs/translation/24_gnmt_int8.ipynb #c007
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c011
 class Int8Rows(nn.Module):
     "A weight matrix in int8."
 
@@ -58,11 +62,12 @@ class Int8Rows(nn.Module):
         y = int8_product(int8_vector(x, bound).flatten(0, -2), self.q).view(*x.shape[:-1], -1)
         return y * (self.s * (bound / 127 ** 2))
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c012
 class Int8Embedding(Int8Rows):
     "Rows of the table, looked up."
     def forward(self, ids: Tensor) -> Tensor: return self.q[ids] * (self.s[ids] / 127)[..., None]
 
-# %% ../../nbs/translation/24_gnmt_int8.ipynb #c008
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c013
 class Int8LSTM(nn.Module):
     "A layer with integer products and a 16-bit cell."
 
@@ -86,7 +91,7 @@ class Int8LSTM(nn.Module):
             out.append(m)
         return torch.stack(out, 1), (m, c)
 
-# %% ../../nbs/translation/24_gnmt_int8.ipynb #c009
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c014
 class Int8GNMT(GNMT):
     "GNMT with all layers and the table in int8."
 
@@ -109,7 +114,7 @@ class Int8GNMT(GNMT):
     def unembed(self, hidden: Tensor) -> Tensor:
         return (Int8Rows.forward(self.tok, hidden, self.delta) + self.bias).clamp(-LOGIT_BOUND, LOGIT_BOUND)
 
-# %% ../../nbs/translation/24_gnmt_int8.ipynb #c011
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c016
 @torch.no_grad()
 def saturation(model: GNMT, delta: float, source: Tensor | None = None, target: Tensor | None = None) -> dict:  # ids [B, M], [B, N]; None: random tokens
     "Shares of cell values and of layer inputs outside of the bound, and the largest cell."
@@ -127,6 +132,7 @@ def saturation(model: GNMT, delta: float, source: Tensor | None = None, target: 
     inputs, cells = torch.cat(inputs).abs(), torch.cat(cells).abs()
     return {"inputs": float((inputs > delta).float().mean()), "cells": float((cells > delta).float().mean()), "largest": float(torch.maximum(cells.max(), inputs.max()))}
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c017
 def _cells(layer: ClippedLSTM, x: Tensor) -> list[Tensor]:
     m, c = layer.start(x)
     out = []
@@ -135,7 +141,7 @@ def _cells(layer: ClippedLSTM, x: Tensor) -> list[Tensor]:
         out.append(c.flatten())
     return out
 
-# %% ../../nbs/translation/24_gnmt_int8.ipynb #c012
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c018
 def quantize(model: GNMT, delta: float | None = None,  # bound; None: the one of its training, 1 where it had none
              batch: dict | None = None,  # `source` and `target` on which to measure saturation
              ) -> Int8GNMT:
@@ -149,6 +155,7 @@ def quantize(model: GNMT, delta: float | None = None,  # bound; None: the one of
         warnings.warn(f"this model was not trained inside ±{delta:g}: {s['cells']:.1%} of its cells and {s['inputs']:.1%} of its layer inputs saturate (largest {s['largest']:.1f})", stacklevel=2)
     return Int8GNMT(model, delta)
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c019
 @torch.no_grad()
 def quantization_report(model: GNMT, quantized: Int8GNMT, batch: dict) -> dict:  # batch: source, target ids
     "Bytes, and what the rounding does to the predictions of a batch."
@@ -160,7 +167,7 @@ def quantization_report(model: GNMT, quantized: Int8GNMT, batch: dict) -> dict: 
     return {"float32 bytes": 4 * sum(t.numel() for t in model.parameters()), "int8 bytes": size, "largest change, nats": float((p - q).abs().max()),
             "mean KL, nats": float((p.exp() * (p - q)).sum(-1).mean()), "same best token": float((p.argmax(-1) == q.argmax(-1)).float().mean())}
 
-# %% ../../nbs/translation/24_gnmt_int8.ipynb #c017
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c024
 def _dynamic(W: Tensor):
     "PyTorch's own int8 layer."
     layer = nn.Linear(W.shape[1], W.shape[0], bias=False)
@@ -169,6 +176,7 @@ def _dynamic(W: Tensor):
         warnings.simplefilter("ignore")
         return torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {nn.Linear}, dtype=torch.qint8)
 
+# %% ../../nbs/translation/24_gnmt_int8.ipynb #c025
 @benchmark("gnmt")
 @torch.inference_mode()
 def bench_int8(device: str = "cpu", d: int = 1024, repeat: int = 30) -> list[Bench]:

@@ -4,7 +4,6 @@
 __all__ = ['LOGIT_BOUND', 'GNMTConfig', 'GNMT', 'bounded', 'joined', 'Given']
 
 # %% ../../nbs/translation/20_gnmt_model.ipynb #c002
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -18,7 +17,7 @@ from .clipped_lstm import ClippedLSTM, lstm_cell
 # %% ../../nbs/translation/20_gnmt_model.ipynb #c004
 LOGIT_BOUND = 25.0
 
-
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c005
 @dataclass(frozen=True)
 class GNMTConfig:
     "Sizes and variants."
@@ -41,7 +40,7 @@ class GNMTConfig:
 
     def to_dict(self) -> dict: return asdict(self)
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c005
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c006
 class GNMT(ModuleLM):
     "Encoder and decoder of residual LSTM stacks, one attention network between them."
 
@@ -65,7 +64,7 @@ class GNMT(ModuleLM):
         bound = 0.04 * (1024 / d_model) ** 0.5  # the paper's 0.04 at d = 1024
         for p in self.parameters(): nn.init.uniform_(p, -bound, bound)
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c006
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c007
 def _vocabulary(vocab) -> tuple[int, dict]:
     "Size, and the ids of the tokens that frame a sentence."
     if isinstance(vocab, int): return vocab, {}
@@ -73,26 +72,29 @@ def _vocabulary(vocab) -> tuple[int, dict]:
     if missing := [k for k, v in ids.items() if v is None]: raise ValueError(f"the tokenizer has no token <{missing[0]}>")
     return vocab.vocab_size, ids
 
-
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c008
 @builds("GNMT")
 def _built(config: dict, name: str) -> GNMT:
     model = GNMT(config["vocab_size"], **{k: v for k, v in config.items() if k != "vocab_size"})
     model.name = name
     return model
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c008
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c010
 def bounded(x: Tensor, delta: float | None) -> Tensor: return x if delta is None else x.clamp(-delta, delta)
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c011
 def joined(m: Tensor, x: Tensor, layer: int, delta: float | None) -> Tensor:
     "What goes to the next layer; the residual starts at the third (layer 2, counted from 0)."
     return bounded(m + x if layer >= 2 else m, delta)
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c012
 def _backwards(x: Tensor, lengths: Tensor) -> Tensor:  # [B, M, d]; padding stays behind
     "Each row reversed within its length."
     at = torch.arange(x.shape[1], device=x.device)[None]
     index = torch.where(at < lengths[:, None], lengths[:, None] - 1 - at, at)
     return x.gather(1, index[..., None].expand_as(x))
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c013
 def _encode_states(self: GNMT, source: Tensor) -> Tensor:  # ids [B, M], padded on the right -> x_1..x_M [B, M, d]
     "Outputs of the top encoder layer."
     x, lengths = bounded(self.tok(source), self.delta), (source != self.config.pad).sum(1)
@@ -103,7 +105,7 @@ def _encode_states(self: GNMT, source: Tensor) -> Tensor:  # ids [B, M], padded 
 
 GNMT.encode_states = _encode_states
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c010
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c015
 def _source_ids(self: GNMT, source) -> Tensor:  # text, ids, or several of either -> [B, M]
     "Sources as one padded tensor, each closed by the end token."
     if isinstance(source, Tensor): rows = source if source.dim() == 2 else source[None]
@@ -117,12 +119,14 @@ def _source_ids(self: GNMT, source) -> Tensor:  # text, ids, or several of eithe
         raise ValueError(f"a source of {rows.shape[1]} tokens does not fit the context of {self.context_length}")
     return check_ids(rows, self.vocab_size).to(self.device)
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c016
 def _encode(self: GNMT, source) -> KVCache:
     "Read sources (text, ids, or several of either)."
     ids = self.source_ids(source)
     if bool((ids == self.config.pad).all(1).any()): raise ValueError("a source must hold at least one token, got an empty one")
     return self.remember(self.encode_states(ids), ids != self.config.pad)
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c017
 def _remember(self: GNMT, memory: Tensor, mask: Tensor) -> KVCache:  # memory [B, M, d], mask bool [B, M]
     "A cache before the first target token."
     cache = KVCache(self.n_layers + 1)
@@ -131,13 +135,14 @@ def _remember(self: GNMT, memory: Tensor, mask: Tensor) -> KVCache:  # memory [B
 
 GNMT.source_ids, GNMT.encode, GNMT.remember = _source_ids, _encode, _remember
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c012
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c019
 def _attend(self: GNMT, m: Tensor, source: dict) -> tuple[Tensor, Tensor]:  # m [B, d] -> (a [B, d], p [B, M])
     "Weights over the source, and their mean of it."
     s = (source["keys"] + (m @ self.W1.t())[:, None]).tanh() @ self.v
     p = s.masked_fill(~source["mask"], float("-inf")).softmax(-1)
     return (p[:, None] @ source["memory"])[:, 0], p
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c020
 def _bottom_rows(self: GNMT, x: Tensor, state: tuple, source: dict):  # -> m, a [B, T, d], p [B, T, M], state
     "The bottom layer with attention, step by step."
     (m, c), layer, d, out = state, self.decoder[0], self.d_model, []
@@ -150,7 +155,7 @@ def _bottom_rows(self: GNMT, x: Tensor, state: tuple, source: dict):  # -> m, a 
 
 GNMT.attend, GNMT.bottom_rows = _attend, _bottom_rows
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c013
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c021
 def _stack(self: GNMT, x: Tensor, states: list, source: dict):  # x [B, T, d] -> (y [B, T, d], p [B, T, M], states)
     "All decoder layers over a row: the bottom one first, the others behind it."
     y, a, p, first = self.bottom_rows(x, states[0], source)
@@ -161,6 +166,7 @@ def _stack(self: GNMT, x: Tensor, states: list, source: dict):  # x [B, T, d] ->
         new.append(last)
     return y, p, new
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c022
 def _stack_top(self: GNMT, x: Tensor, states: list, source: dict):
     "The same with attention asked by the top layer: nothing of step i + 1 can begin before step i has ended."
     out, states = [], list(states)
@@ -176,7 +182,7 @@ def _stack_top(self: GNMT, x: Tensor, states: list, source: dict):
 
 GNMT.stack, GNMT.stack_top = _stack, _stack_top
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c015
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c024
 def _forward(self: GNMT, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
     "Continue translations by ids [B, T] (or embeds [B, T, d]); cache: from `encode`; or memory [B, M, d], unpadded encoder states."
     if positions is not None or mask is not None: raise ValueError("an LSTM reads tokens in their order: positions and mask must be None")
@@ -190,17 +196,19 @@ def _forward(self: GNMT, ids=None, *, embeds=None, cache=None, positions=None, m
     cache.advance(x.shape[1])
     return LMOutput(self.unembed(y), y, cache)
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c025
 def _unembed(self: GNMT, hidden: Tensor) -> Tensor:
     logits = hidden @ self.tok.weight.t() + self.bias
     return logits if self.delta is None else logits.clamp(-LOGIT_BOUND, LOGIT_BOUND)
 
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c026
 def _step(self: GNMT, tokens: Tensor, cache: KVCache) -> Tensor:  # tokens [B] -> logits [B, V]
     "One more target token."
     return self(tokens[:, None], cache=cache).logits[:, -1]
 
 GNMT.forward, GNMT.unembed, GNMT.step = _forward, _unembed, _step
 
-# %% ../../nbs/translation/20_gnmt_model.ipynb #c016
+# %% ../../nbs/translation/20_gnmt_model.ipynb #c027
 class Given(LM):
     "Translations of one source as a language model; its prompt is the begin token."
 

@@ -20,7 +20,7 @@ from .common import Pair, translation_bleu
 from .gleu_reward import gleu, sentence_of
 from .gnmt_beam import gnmt_beam, rerank
 from .gnmt_int8 import quantize, saturation
-from .gnmt_train import batch_of, gnmt_tokenizer, rows_of
+from .gnmt_train import batch_of, rows_of
 from .gnmt_words import SPECIALS, copy_unknown, gnmt_world, rare_hits
 from .wavefront import wavefront
 
@@ -34,6 +34,7 @@ def sentences_of(split: str, n: int, seed: int = 0, longer: int = 0) -> tuple[Pa
         k += 1
     return tuple(kept[:n])
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c004
 @lru_cache(None)
 def system(name: str):
     "A checkpoint by its short name; ` int8` behind it: quantized, with the bound in brackets if it is not its own."
@@ -44,34 +45,40 @@ def system(name: str):
         warnings.simplefilter("ignore")
         return quantize(model, float(bound.strip(" ()")) if bound else None)
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c005
 @lru_cache(None)
 def _translated(name: str, sources: tuple[str, ...], beam: int) -> list[Generation]: return gnmt_beam(system(name), sources, beam=beam, max_new_tokens=90)
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c006
 def translations(name: str, data: Sequence[Pair], beam: int = 8) -> list[Generation]:
     "What a system's beam search finds, with the default weights."
     return _translated(name, tuple(" ".join(p.source) for p in data), beam)
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c004
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c007
 def words_of(g: Generation) -> list[str]: return g.text.split()
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c008
 def copied(g: Generation, pair: Pair) -> list[str]:
     "A word-level translation with its unknown words copied from where the model looked."
     h = g.steps[-1]["hypotheses"][0]
     return copy_unknown(words_of(g), np.stack(h.attention)[:-1, : len(pair.source)], pair.source)
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c009
 def bleu_of(found: Sequence[Sequence[str]], data: Sequence[Pair]) -> float: return translation_bleu([" ".join(w) or "." for w in found], [" ".join(p.target) for p in data])
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c010
 def bleu_interval(a: Sequence, b: Sequence, data: Sequence[Pair], n: int = 200):  # Interval of BLEU(a) - BLEU(b)
     "Sentences drawn anew."
     def difference(rows): return bleu_of([a[i] for i in rows], [data[i] for i in rows]) - bleu_of([b[i] for i in rows], [data[i] for i in rows])
     return bootstrap(np.arange(len(data)), lambda rows: difference(rows.astype(int)), n=n)
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c011
 @lru_cache(None)
 def known_words() -> frozenset:
-    tok = gnmt_tokenizer("words")
+    tok = system("gnmt-words").tokenizer
     return frozenset(tok.token(i) for i in range(tok.vocab_size)) - set(SPECIALS) - {"<unk>"}
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c006
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c013
 def rare_row(n: int = 300, seed: int = 0) -> Measured:
     "Wordpieces beside words; the words' unknowns copied (baseline), and left unknown (ablation)."
     data = sentences_of("test", n, seed)
@@ -85,17 +92,20 @@ def rare_row(n: int = 300, seed: int = 0) -> Measured:
     return Measured(ours, copying, "share of rare words", ours - copying >= 0.2, plain, name="rare words",
                     notes=f"gap to the copying word model {gap.value:.3f} ({gap.low:.3f} to {gap.high:.3f}); BLEU {bleus[0]:.1f}, {bleus[1]:.1f} copying, {bleus[2]:.1f} not; {int(hits[0][:, 1].sum())} rare words")
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c008
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c015
 GRID = (0.0, 0.2, 0.6, 1.0)
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c016
 def ranked(found: Sequence[Generation], alpha: float, beta: float, model) -> list[list[str]]: return [model.tokenizer.decode(rerank(g, alpha, beta).ids[:-1]).split() for g in found]
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c017
 def penalty_grid(name: str, data: tuple[Pair, ...]):  # DataFrame: rows alpha, columns beta
     "BLEU of the finished hypotheses, ranked at each pair of weights."
     import pandas as pd
     found, model = translations(name, data), system(name)
     return pd.DataFrame([[bleu_of(ranked(found, a, b, model), data) for b in GRID] for a in GRID], pd.Index(GRID, name="alpha"), pd.Index(GRID, name="beta"))
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c018
 def penalty_row(n: int = 200, seed: int = 0) -> Measured:
     dev, test, model = sentences_of("valid", n, seed, 20), sentences_of("test", n, seed, 20), system("gnmt")
     alpha, beta = penalty_grid("gnmt", dev).stack().idxmax()
@@ -105,12 +115,13 @@ def penalty_row(n: int = 200, seed: int = 0) -> Measured:
     return Measured(ours, base, "BLEU", ours >= base + 0.5, bleu_of(length, test), (base + gap.low, base + gap.high), name="length and coverage",
                     notes=f"alpha {alpha}, beta {beta} chosen on validation sentences; gain {gap.value:.2f} ({gap.low:.2f} to {gap.high:.2f}); ablation: no coverage")
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c010
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c020
 def gleus(name: str, data: tuple[Pair, ...], beam: int = 8) -> np.ndarray:
     model = system(name)
     rows, eos = rows_of(data, model.tokenizer), model.config.eos
     return np.array([gleu(sentence_of(g.ids, eos), t[:-1]) for g, (_, t) in zip(translations(name, data, beam), rows)])
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c021
 def sampled_gleu(name: str, data: tuple[Pair, ...], samples: int = 5, seed: int = 0) -> np.ndarray:
     "Mean GLEU of samples of each sentence: what the objective raises."
     import torch
@@ -122,7 +133,7 @@ def sampled_gleu(name: str, data: tuple[Pair, ...], samples: int = 5, seed: int 
         drawn = sample_targets(model, prompt, cache(), eos, batch["target"].shape[1] + 5, torch.Generator().manual_seed(seed))
     return _rewards(drawn, batch["target"], eos, gleu).mean(1).numpy()
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c011
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c022
 def reward_rows(n: int = 300, seed: int = 0) -> list[Measured]:
     "GLEU of the beam's translations and of samples, with and without the refinement."
     data = sentences_of("valid", n, seed)
@@ -134,7 +145,7 @@ def reward_rows(n: int = 300, seed: int = 0) -> list[Measured]:
                             notes=f"gain {gap.value:.4f} ({gap.low:.4f} to {gap.high:.4f})"))
     return out
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c013
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c024
 def int8_rows_of_claim(n: int = 300, seed: int = 0) -> list[Measured]:
     "Float and int8, with the bound trained and without."
     data = sentences_of("test", n, seed)
@@ -146,21 +157,24 @@ def int8_rows_of_claim(n: int = 300, seed: int = 0) -> list[Measured]:
                      notes=f"ablation: trained without the bound, {s['cells']:.0%} of cells saturate; with the bound 8: {score['gnmt-unclipped int8 (8)']:.1f}, in float {score['gnmt-unclipped']:.1f}"),
             Measured(score["gnmt"], score["gnmt-unclipped"], "BLEU", None, name="trained inside the bound", notes="baseline: the same steps without it")]
 
-# %% ../../nbs/translation/29_gnmt_study.ipynb #c015
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c026
 def wavefront_row(layers: int = 8, steps: int = 30) -> Measured:
     bottom, top, one = wavefront(layers, steps).length, wavefront(layers, steps, "top").length, wavefront(layers, steps, devices=1).length
     return Measured(bottom, top, "layer steps", bottom == layers + steps - 1 < top == layers * steps, one, name="wavefront", notes="8 layers, 30 steps; ablation: bottom attention on one device")
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c027
 def beam_row(n: int = 300, seed: int = 0) -> Measured:
     data = sentences_of("test", n, seed)
     b = {k: bleu_of([words_of(g) for g in translations("gnmt", data, k)], data) for k in (1, 2, 4, 8)}
     return Measured(b[8], b[1], "BLEU", None, b[2], name="beam of 8", notes=f"baseline: 1; ablation: 2; of 4: {b[4]:.2f}")
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c028
 def word_errors(found: Sequence[Sequence[str]], data: Sequence[Pair]) -> float:
     "Insertions, deletions and replacements for each word of the reference."
     from rapidfuzz.distance import Levenshtein
     return sum(Levenshtein.distance(list(f), p.target) for f, p in zip(found, data)) / sum(len(p.target) for p in data)
 
+# %% ../../nbs/translation/29_gnmt_study.ipynb #c029
 def phrase_row(n: int = 100, seed: int = 0, corpus: int = 10_000) -> Measured:
     from arlm_nb.translation.gnmt_baselines import fit_phrases, phrase_translate
     from arlm_nb.translation.gnmt_words import gnmt_corpus

@@ -29,24 +29,27 @@ VARIANTS = {
 }
 LOOSE = 8.0  # delta at the first step
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c004
 @lru_cache(None)
 def gnmt_tokenizer(words: str = "pieces"):
     "The vocabulary of 512 pieces, or of 1,000 words, of both languages."
     text = sentences(gnmt_corpus())
     return wordpieces(text, 512) if words == "pieces" else word_vocabulary(text, 1000)
 
-# %% ../../nbs/translation/26_gnmt_train.ipynb #c005
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c006
 def rows_of(data: Sequence[Pair], tokenizer) -> list[tuple[list[int], list[int]]]:
     "Source and target ids, both closed by the end token."
     eos = tokenizer.token_id("<eos>")
     sides = [tokenizer.encode_batch([" ".join(getattr(p, side)) for p in data]) for side in ("source", "target")]
     return [(s + [eos], t + [eos]) for s, t in zip(*sides)]
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c007
 def batch_of(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
     "Padded source [B, M] and target [B, N]."
     sides = [torch.nn.utils.rnn.pad_sequence([torch.tensor(r[k]) for r in rows], True, pad) for k in (0, 1)]
     return dict(zip(("source", "target"), sides))
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c008
 def bucketed(rows: list, batch: int, pad: int, window: int = 8) -> Callable:  # (step, rng) -> batch
     "Random batches of rows of similar length; window: in batches."
     order = sorted(rows, key=lambda r: (len(r[0]) + len(r[1]), r))
@@ -56,20 +59,21 @@ def bucketed(rows: list, batch: int, pad: int, window: int = 8) -> Callable:  # 
         return batch_of([order[first + i] for i in torch.randperm(width, generator=rng)[:batch].tolist()], pad)
     return data
 
-# %% ../../nbs/translation/26_gnmt_train.ipynb #c007
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c010
 def annealed(data: Callable, steps: int, clip: float | None) -> Callable:
     "Batches that carry the bound of their step."
     if clip is None: return data
     def bound(step: int) -> float: return clip + (LOOSE - clip) * max(0.0, 1 - 2 * step / steps)
     return lambda step, rng: data(step, rng) | {"delta": bound(step)}
 
-# %% ../../nbs/translation/26_gnmt_train.ipynb #c008
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c011
 def new_gnmt(variant: str = "gnmt") -> GNMT:
     "An untrained model of a variant."
     if variant not in VARIANTS: raise unknown("variant", variant, VARIANTS)
     torch.manual_seed(0)
     return GNMT(gnmt_tokenizer(VARIANTS[variant]["words"]), clip=VARIANTS[variant]["clip"], **SHAPE)
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c012
 def train_likelihood(model: GNMT, *, steps: int | None = None, data: Sequence[Pair] | None = None, name: str | None = None, progress: bool = False, **how):
     "Maximum likelihood; name: of a resumable run. Gives a `Fit`."
     from arlm_nb.core.training import fit
@@ -81,7 +85,7 @@ def train_likelihood(model: GNMT, *, steps: int | None = None, data: Sequence[Pa
     folder = run_folder(f"translation/{name}") if name else None
     return fit(model, annealed(batches, steps, model.config.clip), maximum_likelihood, steps=steps, checkpoint=folder, progress=progress, **how).whole()
 
-# %% ../../nbs/translation/26_gnmt_train.ipynb #c009
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c013
 def train_reward(model: GNMT, *, steps: int | None = None, data: Sequence[Pair] | None = None, name: str | None = None, progress: bool = False, **how):
     "Refinement by the mixed objective: 15 samples of each of 8 sources a step."
     from arlm_nb.core.training import fit
@@ -92,7 +96,7 @@ def train_reward(model: GNMT, *, steps: int | None = None, data: Sequence[Pair] 
     folder = run_folder(f"translation/{name}") if name else None
     return fit(model, batches, expected_reward, steps=steps or STEPS["reward"], checkpoint=folder, progress=progress, **how).whole()
 
-# %% ../../nbs/translation/26_gnmt_train.ipynb #c010
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c014
 def _save(name: str, model: GNMT, run, about: str):
     "Weights in float16 and how they came about."
     curve = [{k: round(r[k], 4) for k in ("step", "loss", "reward") if k in r} for r in run.rows[:: max(1, len(run.rows) // 12)] + run.rows[-1:]]
@@ -101,20 +105,25 @@ def _save(name: str, model: GNMT, run, about: str):
     model.name = f"translation/{name}"
     save_checkpoint(model.eval(), writable_path("checkpoints", "translation", name), note)
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c015
 def make_variant(name: str):
     "Train one model by maximum likelihood and save it."
     model = new_gnmt(name)
     _save(name, model, train_likelihood(model, name=name, progress=True), f"GNMT by maximum likelihood: {VARIANTS[name]}")
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c016
 @makes("translation/gnmt")
 def make_gnmt(): make_variant("gnmt")
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c017
 @makes("translation/gnmt-unclipped")
 def make_unclipped(): make_variant("gnmt-unclipped")
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c018
 @makes("translation/gnmt-words")
 def make_words(): make_variant("gnmt-words")
 
+# %% ../../nbs/translation/26_gnmt_train.ipynb #c019
 @makes("translation/gnmt-rl", after=("translation/gnmt",))
 def make_reward():
     model = load_lm("translation/gnmt")

@@ -13,6 +13,7 @@ from .gnmt_beam import gnmt_beam, rerank, score_of
 def _labels(tokens: Sequence[str]) -> dict:  # an axis whose labels may repeat
     return dict(tickmode="array", tickvals=list(range(len(tokens))), ticktext=list(tokens))
 
+# %% ../../nbs/translation/28_gnmt_view.ipynb #c004
 def attention_figure(attention, source: Sequence[str], target: Sequence[str], title: str = ""):  # attention [T, M] -> plotly Figure
     "Attention of each target token (rows), and coverage of each source token (bars)."
     import numpy as np
@@ -28,12 +29,13 @@ def attention_figure(attention, source: Sequence[str], target: Sequence[str], ti
     fig.update_yaxes(title_text="target", row=1).update_xaxes(title_text="source", row=2)
     return fig.update_layout(template=theme(), height=220 + 20 * len(target), title_text=title, title_font_size=14)
 
-# %% ../../nbs/translation/28_gnmt_view.ipynb #c004
+# %% ../../nbs/translation/28_gnmt_view.ipynb #c005
 def ranking(g: Generation, tokenizer, alpha: float, beta: float, best: int = 5) -> str:
     "The finished hypotheses at these weights, as lines of text."
     order = sorted(g.steps[-1]["hypotheses"], key=lambda h: -score_of(h, alpha, beta))[:best]
     return "<br>".join(f"{score_of(h, alpha, beta):7.3f}  {tokenizer.decode(h.ids[:-1])}" for h in order)
 
+# %% ../../nbs/translation/28_gnmt_view.ipynb #c006
 def beam_player(model, sentences: Sequence[str], *, beam: int = 8, max_new_tokens: int = 70, **how):  # Controls
     "Sentence, step, and both weights by hand."
     from arlm_nb.core.controls import Controls

@@ -15,27 +15,31 @@ from .common import Pair, World, pairs
 # %% ../../nbs/translation/21_gnmt_words.ipynb #c003
 SPECIALS = ("<pad>", "<bos>", "<eos>")
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c004
 @lru_cache(None)
 def gnmt_world() -> World:
     "Lexicon of 400, sentences of 6 to 30 words, one noun phrase in ten a name, one in ten a compound."
     return World(400, (6, 30), clauses=3, names=0.1, compounds=0.1)
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c005
 @lru_cache(None)
 def gnmt_corpus(n: int = 40_000) -> list[Pair]:
     "The training text."
     return pairs(gnmt_world(), n, "train")
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c006
 def sentences(data: Sequence[Pair]) -> list[str]:
     "Both sides as text."
     return [" ".join(words) for p in data for words in (p.source, p.target)]
 
-# %% ../../nbs/translation/21_gnmt_words.ipynb #c007
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c010
 def wordpieces(texts: Sequence[str], size: int) -> Tokenizer:  # size: pieces, special tokens included
     "A shared vocabulary of word pieces."
     tokenizer = Tokenizer.train(texts, "wordpiece", size, ("<unk>", *SPECIALS))
     if tokenizer.vocab_size > size: raise ValueError(f"size must be >= {tokenizer.vocab_size} (letters and special tokens), got {size}")
     return tokenizer
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c011
 def word_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     "The most frequent words; every other word is `<unk>`."
     if size < 5: raise ValueError(f"size must be >= 5, got {size}")
@@ -43,17 +47,19 @@ def word_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     words = sorted(found, key=lambda w: (-found[w], w))[: size - 4]
     return Tokenizer.from_symbols(words, ("<unk>", *SPECIALS))
 
-# %% ../../nbs/translation/21_gnmt_words.ipynb #c010
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c014
 def mixed_words(texts: Sequence[str], vocab: Collection[str]) -> list[str]:  # vocab: the words that stay whole
     "Spell the words outside the vocabulary."
     vocab = set(vocab)
     if bad := next((w for w in vocab if w.startswith(("<B>", "<M>", "<E>"))), None): raise ValueError(f"a word may not begin like a marked letter, got {bad!r}")
     return [" ".join(w if w in vocab else _spelled(w) for w in t.split()) for t in texts]
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c015
 def _spelled(word: str) -> str:
     marks = ["<B>", *["<M>"] * (len(word) - 2), "<E>"][: len(word)]
     return " ".join(m + c for m, c in zip(marks, word))
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c016
 def unmixed(text: str) -> str:
     "Words again; a text that a model wrote may break off inside a word."
     out = []
@@ -62,18 +68,20 @@ def unmixed(text: str) -> str:
         else: out.append(t[3:] if t.startswith(("<B>", "<M>", "<E>")) else t)
     return " ".join(out)
 
-# %% ../../nbs/translation/21_gnmt_words.ipynb #c013
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c019
 def rare_hits(hypothesis: Sequence[str], reference: Sequence[str], known: Collection[str]) -> tuple[int, int]:  # (right, all)
     "Rare words of the reference that the translation has."
     want, have = (Counter(w for w in x if w not in known) for x in (reference, hypothesis))
     return sum((want & have).values()), sum(want.values())
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c020
 def rare_accuracy(hypotheses: Sequence, references: Sequence, known: Collection[str]) -> float:
     "Share of all rare words, 0..1."
     right, total = (sum(x) for x in zip(*(rare_hits(h, r, known) for h, r in zip(hypotheses, references, strict=True))))
     if not total: raise ValueError("the references have no rare word")
     return right / total
 
+# %% ../../nbs/translation/21_gnmt_words.ipynb #c021
 def copy_unknown(words: Sequence[str], attention, source: Sequence[str]) -> list[str]:  # attention [words, source words]
     "Replace each `<unk>` of a word-level translation by the source word that it looked at most."
     best = attention[:, : len(source)].argmax(-1).tolist() if len(words) else []

@@ -58,12 +58,14 @@ def _source_rows(self: HFTranslator, source) -> Tensor:  # text, ids, several of
     if rows.shape[1] > self.context_length: raise ValueError(f"a source of {rows.shape[1]} tokens does not fit the context of {self.context_length}")
     return check_ids(rows, self.vocab_size).to(self.device)
 
+# %% ../../nbs/translation/28_hf_translator.ipynb #c007
 def _encode(self: HFTranslator, source) -> HFState:
     "Read sources."
     ids = self.source_rows(source)
     mask = ids != self.config.pad
     return HFState(self.model.get_encoder()(ids, attention_mask=mask.long()).last_hidden_state, mask)
 
+# %% ../../nbs/translation/28_hf_translator.ipynb #c008
 def _forward(self: HFTranslator, ids=None, *, cache=None, **given) -> LMOutput:
     "Continue translations by ids [B, T]."
     from transformers.modeling_outputs import BaseModelOutput
@@ -75,6 +77,7 @@ def _forward(self: HFTranslator, ids=None, *, cache=None, **given) -> LMOutput:
     cache.states = [source | {"attention": torch.stack(out.cross_attentions).mean((0, 2))}]
     return LMOutput(out.logits, out.decoder_hidden_states[-1], cache)
 
+# %% ../../nbs/translation/28_hf_translator.ipynb #c009
 def _step(self: HFTranslator, tokens: Tensor, cache: HFState) -> Tensor: return self(tokens[:, None], cache=cache).logits[:, -1]
 
 HFTranslator.source_rows, HFTranslator.encode, HFTranslator.forward, HFTranslator.step = _source_rows, _encode, _forward, _step

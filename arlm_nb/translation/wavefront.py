@@ -39,6 +39,7 @@ def _needs(op: tuple[int, int], asker: int, attends: bool) -> Iterator[tuple[int
     if attends: yield -1, step
     elif step: yield asker, step - 1
 
+# %% ../../nbs/translation/25_wavefront.ipynb #c006
 def wavefront(n_layers: int, steps: int, attention: str = "bottom", *,
               devices: int | None = None,  # layers are spread over them; None: one for each layer
               attention_time: int = 0,  # time of the attention network, in layers; it runs beside the asking layer
@@ -56,6 +57,7 @@ def wavefront(n_layers: int, steps: int, attention: str = "bottom", *,
     start = _simulate(waiting, duration, lambda op: _needs(op, asker, attention_time > 0), lambda op: (asker if op[0] < 0 else op[0]) * devices // n_layers)
     return Schedule(n_layers, steps, attention, devices, start, duration)
 
+# %% ../../nbs/translation/25_wavefront.ipynb #c007
 def _simulate(waiting: list, duration: dict, needs, device) -> dict:
     "Devices take what is ready, earliest step first."
     start, free, time = {}, {}, 0
@@ -68,7 +70,7 @@ def _simulate(waiting: list, duration: dict, needs, device) -> dict:
         time += 1
     return start
 
-# %% ../../nbs/translation/25_wavefront.ipynb #c009
+# %% ../../nbs/translation/25_wavefront.ipynb #c011
 def plot(self: Schedule, upto: int | None = None):  # upto: time; None: all. plotly Figure
     "Steps over time, a row for each layer."
     import numpy as np
@@ -81,6 +83,7 @@ def plot(self: Schedule, upto: int | None = None):  # upto: time; None: all. plo
     title = f"asked by the {self.attention} layer: {self.length} units, devices {self.busy:.0%} busy"
     return heatmap(z, list(range(1, self.length + 1)), names, unit="step", limits=(1, self.steps), title=title, x_title="time, in layers", height=120 + 34 * len(names))
 
+# %% ../../nbs/translation/25_wavefront.ipynb #c012
 def wavefront_player(n_layers: int = 4, steps: int = 8):  # Controls
     "Watch the steps run through the layers."
     from arlm_nb.core.controls import Controls
