@@ -19,7 +19,7 @@ from .next_x_model import NextXModel, scene_class
 from .shapes import all_scenes
 
 SIZES = {"d_model": 64, "n_layers": 3, "n_heads": 4, "d_ffn": 96}
-STEPS, BATCH, LR = {"cell": 4000, "token": 2000, "subsample": 2000, "scale": 2000, "image": 2000}, 64, 1.2e-2
+STEPS, BATCH, LR = 2000, 64, 1.2e-2
 
 # %% ../../nbs/vision/45_next_x_train.ipynb #c003
 @lru_cache(maxsize=1)
@@ -54,7 +54,7 @@ def make_next_x(kind: str, context: str = "random", name: str | None = None) -> 
     "Train and write the checkpoint `vision/next-x-...`."
     torch.manual_seed(0)
     name = name or f"vision/next-x-{kind}" + ("" if context == "random" else f"-{context}")
-    return make_module(name, NextXModel(kind=kind, context=context, **SIZES), latent_batches(), next_x_objective(context), held_out_loss, steps=STEPS[kind], lr=LR, schedule="one_cycle",
+    return make_module(name, NextXModel(kind=kind, context=context, **SIZES), latent_batches(), next_x_objective(context), held_out_loss, steps=STEPS, lr=LR, schedule="one_cycle",
                        optimizer="muon", precision="bfloat16", about=f"latents of single shapes, entity {kind}, {context} context")
 
 @makes("vision/next-x-{}", each=("cell", "token", "subsample", "scale", "image"), after=("vision/shapes-vae",))
