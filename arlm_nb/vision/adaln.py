@@ -46,6 +46,8 @@ class AdaLNTransformer(nn.Module):
         self.blocks = nn.ModuleList(AdaLNBlock(c, rotary) for _ in range(n_layers))
         for layer in (self.out, self.turn): nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
 
+    def new_cache(self, capacity: int = 64) -> KVCache: return KVCache(self.n_layers, capacity)
+
 # %% ../../nbs/vision/32_adaln.ipynb #c005
 def _forward(
     self: AdaLNTransformer,

@@ -47,16 +47,17 @@ class NextXModel(nn.Module):
         n_heads: int = 4,
         d_ffn: int | None = None,
         context: str = "random",  # what it was trained on: for the record
+        body: nn.Module | None = None,  # another backbone with the calls of AdaLNTransformer (next_x_lm.LMBody: any language model)
     ):
         super().__init__()
         self.config = dict(grid=list(grid), channels=channels, kind=kind, size=dict(size or {}), n_classes=n_classes, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ffn=d_ffn, context=context)
         self.layout: Layout = layout(grid, kind, **(size or {}))
         self.channels, self.n_classes, self.n_layers, self.context = channels, n_classes, n_layers, context
-        self.body = AdaLNTransformer(channels, channels, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ffn=d_ffn, axes=len(grid))
-        self.condition = TimeClass(d_model, n_classes)
-        self.place = nn.Parameter(0.02 * torch.randn(self.layout.tokens, d_model))  # rotary positions are relative: this says where a token is, and of which entity
+        self.body = body or AdaLNTransformer(channels, channels, d_model=d_model, n_layers=n_layers, n_heads=n_heads, d_ffn=d_ffn, axes=len(grid))
+        self.condition = TimeClass(self.body.d_model, n_classes)
+        self.place = nn.Parameter(0.02 * torch.randn(self.layout.tokens, self.body.d_model))  # rotary positions are relative: this says where a token is, and of which entity
 
-    def new_cache(self) -> KVCache: return KVCache(self.n_layers, self.layout.tokens)
+    def new_cache(self): return self.body.new_cache(self.layout.tokens)
 
 # %% ../../nbs/vision/41_next_x_model.ipynb #c007
 def _forward(
