@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['MULTI', 'MULTI_STEPS', 'MULTI_WINDOW', 'GoldfishConfig', 'goldfish_config', 'epochs', 'train_goldfish',
-           'train_tongue', 'mixture_texts', 'mixture', 'untrained_multilingual', 'train_multilingual']
+           'train_tongue', 'mixture_texts', 'mixture', 'goldfish_run', 'untrained_multilingual', 'train_multilingual']
 
 # %% ../../nbs/pretrained/24_goldfish_train.ipynb #c002
 import math
@@ -114,7 +114,7 @@ def train_tongue(code: str, megabytes: float, seed: int = 0, **options):
 
 # %% ../../nbs/pretrained/24_goldfish_train.ipynb #c013
 MULTI = GoldfishConfig(2.0, "multilingual", 3, 96, 4, 16, context=192, vocab=1024, multiple=32, lr=6e-3, optimizer="muon")
-MULTI_STEPS, MULTI_WINDOW = 3000, 64
+MULTI_STEPS, MULTI_WINDOW = 2200, 64
 
 
 def mixture_texts(megabytes: float = 0.3) -> list[str]:
@@ -133,6 +133,12 @@ def mixture(rows: Sequence[Tensor], shares: Sequence[float], length: int, batch:
         start = [int(torch.randint(len(rows[i]) - length, (1,), generator=rng)) for i in which]
         return torch.stack([rows[i][s:s + length + 1] for i, s in zip(which, start)]).long()
     return data
+
+
+def goldfish_run(code: str, megabytes: float, seed: int = 0):  # -> LM in eval mode
+    "A monolingual model; one that was trained on this machine before is loaded."
+    from arlm_nb.train_checkpoints import run_folder
+    return train_tongue(code, megabytes, seed, checkpoint=run_folder(f"pretrained/goldfish/{code}-{megabytes:g}-{seed}")).whole().model.eval()
 
 
 def untrained_multilingual(seed: int = 0) -> Transformer:
