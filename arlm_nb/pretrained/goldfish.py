@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['goldfish_claim', 'byte_premium', 'content_matched', 'corpus_of', 'deduplicate', 'premium_of', 'unigram_tokenizer',
            'Item', 'Scores', 'inference_items', 'reasoning', 'Suite', 'bigram_of', 'goldfish_multilingual',
-           'own_models', 'shipped', 'suite', 'worse_than_bigram', 'GoldfishConfig', 'goldfish_config', 'goldfish_run',
-           'train_goldfish', 'train_tongue', 'LanguageMap', 'map_figure', 'cut_ids', 'second_half_logperplexity',
-           'sentence_bits', 'Bigram', 'bench_bigram', 'REFERENCE', 'TONGUES', 'parallel', 'tongue']
+           'own_models', 'shipped', 'suite', 'suite_figure', 'worse_than_bigram', 'GoldfishConfig', 'goldfish_config',
+           'goldfish_run', 'train_goldfish', 'train_tongue', 'LanguageMap', 'map_figure', 'cut_ids',
+           'second_half_logperplexity', 'sentence_bits', 'Bigram', 'bench_bigram', 'REFERENCE', 'TONGUES', 'parallel',
+           'tongue']
 
 # %% ../../nbs/pretrained/02_goldfish.ipynb #c002
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from ..core.claims import Measured, claim
 from .content_match import byte_premium, content_matched, corpus_of, deduplicate, premium_of, unigram_tokenizer
 from .goldfish_reasoning import Item, Scores, inference_items, reasoning
-from .goldfish_suite import Suite, bigram_of, goldfish_multilingual, own_models, shipped, suite, worse_than_bigram
+from .goldfish_suite import Suite, bigram_of, goldfish_multilingual, own_models, shipped, suite, suite_figure, worse_than_bigram
 from .goldfish_train import GoldfishConfig, goldfish_config, goldfish_run, train_goldfish, train_tongue
 from .goldfish_view import LanguageMap, map_figure
 from .second_half import cut_ids, second_half_logperplexity, sentence_bits
@@ -21,7 +22,7 @@ from .stupid_bigram import Bigram, bench_bigram
 from .tongues import REFERENCE, TONGUES, parallel, tongue
 
 _all_ = ["byte_premium", "content_matched", "corpus_of", "deduplicate", "premium_of", "unigram_tokenizer", "Item", "Scores", "inference_items", "reasoning", "Suite", "bigram_of",
-         "goldfish_multilingual", "own_models", "shipped", "suite", "worse_than_bigram", "GoldfishConfig", "goldfish_config", "goldfish_run", "train_goldfish", "train_tongue", "LanguageMap",
+         "goldfish_multilingual", "own_models", "shipped", "suite", "suite_figure", "worse_than_bigram", "GoldfishConfig", "goldfish_config", "goldfish_run", "train_goldfish", "train_tongue", "LanguageMap",
          "map_figure", "cut_ids", "second_half_logperplexity", "sentence_bits", "Bigram", "bench_bigram", "REFERENCE", "TONGUES", "parallel", "tongue"]
 
 # %% ../../nbs/pretrained/02_goldfish.ipynb #c018

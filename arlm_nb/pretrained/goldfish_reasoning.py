@@ -12,8 +12,8 @@ import numpy as np
 
 from ..core.statistics import Interval, wilson
 from .second_half import token_bits
-from .tongues import CONCEPTS, Tale, consequence, tongue
-from ..translation.languages import Clause, Meaning, lexicon_sizes
+from .tongues import Tale, consequence, tongue
+from ..translation.languages import Clause, Meaning
 
 # %% ../../nbs/pretrained/26_goldfish_reasoning.ipynb #c003
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ def inference_items(
     "Somebody does something, so ...?"
     if n < 1: raise ValueError(f"n must be >= 1, got {n}")
     rng, tale, one, out = random.Random(f"items {seed}"), Tale(), tongue(code), []
-    verbs = lexicon_sizes(CONCEPTS)[1]
     for _ in range(n):
         story = tale.inference(rng)
         right, who = story.clauses[1].verb, story.clauses[0].subject
-        wrong = rng.choice([v for v in range(verbs) if v not in (right, story.clauses[0].verb)])
+        wrong = next(w for w in iter(lambda: consequence(tale.rank(rng, 1)), None) if w != right)
         gold = rng.randrange(2)
         both = [one.say(Meaning((story.clauses[0], Clause(who, v)), (0,))) for v in ((right, wrong) if gold == 0 else (wrong, right))]
         first = one.say(Meaning((story.clauses[0],))).removesuffix(".")
