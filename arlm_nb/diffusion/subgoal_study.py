@@ -153,7 +153,7 @@ class ArmRun:
     @property
     def name(self) -> str: return f"{self.task}-{self.arm}" + (f"-{self.seed}" if self.seed else "") + ("-long" if self.long else "")
     @property
-    def steps(self) -> int: return {"path2": 750, "path3": 1500, "path4": 2500}.get(self.task, 1000) * (1 + self.long)
+    def steps(self) -> int: return {"path2": 750, "path3": 1500, "path4": 2500, "sudoku4": 1000, "countdown3": 3000}[self.task] * (1 + self.long)
     @property
     def beta(self) -> float: return 2.0 if self.task == "path4" else 1.0
 
