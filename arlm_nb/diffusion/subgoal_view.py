@@ -86,7 +86,7 @@ def view_figure(losses, title: str = "Loss of a position, by what else is visibl
     z = [[cell(p, j, "loss") for j in range(width)] for p in positions]
     text = [[f"{cell(p, j, 'view')}<br>{cell(p, j, 'loss'):.2f}" if j < len(columns[p]) else "" for j in range(width)] for p in positions]
     fig = heatmap(z, x=[f"view {j + 1}" for j in range(width)], y=[f"position {p + 1}" for p in positions], text=text, unit="nats")
-    return fig.update_layout(title_text=title, height=110 + 60 * len(positions))
+    return fig.update_layout(title_text=title, height=110 + 60 * len(positions)).update_yaxes(autorange="reversed")
 
 def rate_figure(table, title: str = "Solved, 300 held-out problems"):  # table: rows with task, arm, solved, low, high; plotly Figure
     "Bars of each task's arms with intervals; of an arm's seeds the mean is drawn, with the lowest and highest bound."
