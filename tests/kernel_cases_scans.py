@@ -1,6 +1,7 @@
 """Cases of the scans, the search and the quantisers, in the form of `kernel_cases`: (label, call, float64 reference, tolerances)."""
 import numpy as np
 import torch
+from arlm_nb.kernels.energy_distance import energy_distance
 from arlm_nb.kernels.fm_index_search import fm_build, fm_index_search, fm_next_counts
 from arlm_nb.kernels.kv_evict import kv_evict
 from arlm_nb.kernels.hmm_forward import hmm_backward, hmm_forward, hmm_log_prob
@@ -318,7 +319,36 @@ def nearest_cases(rng):
             yield f"{n} {K} {d} {dtype}", call, flat(every.min(1).values, every.min(1).values, torch.ones(n)), (tolerance, tolerance)
 
 
+def energy_cases(rng):
+    r = generator(rng)
+    for B, N, M, l in [(1, 2, 1, 1), (3, 8, 100, 16), (2, 9, 33, 40), (4, 17, 5, 3)]:
+        x, y = torch.randn(B, N, l, generator=r, dtype=torch.float64), torch.randn(B, M, l, generator=r, dtype=torch.float64)
+        x[0, 1], y[0, 0] = x[0, 0], x[0, 0]  # distances of zero
+        for dtype, tolerance in ((torch.float32, 2e-4), (torch.float64, 1e-9)):
+            for alpha in (0.5, 1.0, 2.0):
+                given = [t.to(dtype) for t in (x, y)]
+
+                def call(move, given=given, alpha=alpha): return energy_with_gradients(energy_distance, *(move(t) for t in given), alpha)
+
+                yield f"{B} {N} {M} {l} {alpha} {dtype}", call, energy_with_gradients(plain_energy, *(t.double() for t in given), alpha), (tolerance, tolerance)
+
+
+def energy_with_gradients(fn, x, y, alpha):
+    x, y = x.requires_grad_(), y.requires_grad_()
+    value = fn(x, y, alpha)
+    return flat(value.detach(), *torch.autograd.grad(value.sum(), (x, y)))
+
+
+def plain_energy(x, y, alpha):
+    def d(a, b):
+        s = (a[:, :, None] - b[:, None]).square().sum(-1)
+        return torch.where(s > 0, torch.where(s > 0, s, 1.0) ** (alpha / 2), 0.0)
+    N = x.shape[1]
+    return 2 * d(x, y).mean((1, 2)) - d(x, x).sum((1, 2)) / (N * (N - 1))
+
+
 MORE_CASES = {
+    "energy_distance": energy_cases,
     "vq_nearest": nearest_cases,
     "concat_reorder": reorder_cases,
     "kv_evict": evict_cases,

@@ -36,7 +36,44 @@ def test_seeds_decide():
     assert a == b
 
 
+@pytest.mark.parametrize("head", ["energy", "diffusion", "flow"])
+@pytest.mark.parametrize("latent_input", [False, True])
+def test_every_head_and_input_trains_draws_and_is_saved(head, latent_input, tmp_path):
+    from arlm_nb.core.checkpoints import load_lm, save_checkpoint
+    m, ids = model(head=head, steps=4, latent_input=latent_input), torch.randint(5, (8, 8))
+    found = fit(m, lambda step, rng: ids, calm_objective, steps=3, progress=False)
+    assert found.steps_done == 3 and all(p.grad is None for p in m.autoencoder.parameters())
+    again = load_lm(str(save_checkpoint(m.eval(), tmp_path / "m", {"model": "CALM"}, torch.float32)))
+    a, b = (x.sample_next(ids[0, :4], 20, torch.Generator().manual_seed(0)) for x in (m, again))
+    assert torch.equal(a, b) and a.shape == (20, 2) and again.config == m.config
+
+
+def test_several_prompts_seeds_and_stops():
+    m = model().eval()
+    many = decode_calm(m, [[1, 2], [3, 4, 1, 2]], max_new_tokens=5, seed=7)
+    assert [g.ids for g in many] == [decode_calm(m, [1, 2], max_new_tokens=5, seed=7).ids, decode_calm(m, [3, 4, 1, 2], max_new_tokens=5, seed=8).ids]
+    seen = []
+    one = decode_calm(m, [1, 2], max_new_tokens=6, seed=7, callback=seen.append)
+    assert [s["token"] for s in seen] == [s["token"] for s in one.steps] and seen[0]["row"] == 0 and one.logprobs == []
+    first = one.ids[1]
+    assert decode_calm(m, [1, 2], max_new_tokens=6, seed=7, stop=first).ids == one.ids[: one.ids.index(first) + 1]
+
+
+def test_samplers_agree_with_decoding():
+    "The same law: 20,000 continuations by the sampler against 20,000 draws of the next chunk."
+    from arlm_nb.architectures.calm_decode import calm_sampler
+    from arlm_nb.core.statistics import chi_square
+    m, pair = model().eval(), torch.tensor([5, 1])
+    p = torch.bincount((m.sample_next(torch.tensor([1, 2]), 400_000, torch.Generator().manual_seed(0)) * pair).sum(1), minlength=25).double()
+    got = torch.bincount((calm_sampler(m)([[1, 2]] * 20_000, 2, torch.Generator().manual_seed(1)) * pair).sum(1), minlength=25)
+    assert chi_square(got.numpy(), (p / p.sum()).numpy()).p_value > 1e-4
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="unknown head 'energi'"): model(head="energi")
+    with pytest.raises(ValueError, match="steps must be >= 1"): model(steps=0)
+    with pytest.raises(TypeError, match="decodes a CALM, got a Linear"): decode_calm(torch.nn.Linear(1, 1), [1, 2], max_new_tokens=2)
+    with pytest.raises(ValueError, match="do not fit the context of 16"): decode_calm(model(), [1, 2], max_new_tokens=15)
     with pytest.raises(ValueError, match="one vocabulary"):
         CALM(TransformerConfig(6, 16, 1, 2), ChunkAutoencoder(5, k=2, latent=4, d=8).requires_grad_(False))
     with pytest.raises(TypeError, match="sample_next"): model()(torch.zeros(1, 2, dtype=torch.long))

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from arlm_nb.architectures.chunk_autoencoder import ChunkAutoencoder, autoencoder_objective, characters, chunk_ids, kl_dims, posterior_sample, reconstruction
+from arlm_nb.architectures.chunk_autoencoder import ChunkAutoencoder, autoencoder_objective, character_tokenizer, chunk_accuracy, chunk_ids, kl_dims, posterior_sample, reconstruction
 from arlm_nb.core.training import fit
 
 
@@ -64,12 +64,28 @@ def test_saved_weights_read_back_alike(tmp_path):
     assert torch.equal(a.encode(ids)[0], b.encode(ids)[0]) and torch.equal(a.decode(a.encode(ids)[0]), b.decode(a.encode(ids)[0]))
 
 
-def test_characters_and_chunks():
-    symbols = characters(["aAab bz"], 3)
-    assert symbols == {"a": 1, "b": 2}
-    assert chunk_ids(["abzba", "a"], symbols, 2).tolist() == [[1, 2], [0, 2]]
-    assert chunk_ids(["a"], symbols, 2).shape == (0, 2)
-    with pytest.raises(ValueError, match="size must be >= 2"): characters(["a"], 1)
+def test_characters_and_chunks(tmp_path):
+    from arlm_nb.core.tokenizer import Tokenizer
+    t = character_tokenizer(["aAab bz"], 4)
+    a, b, unk = t.encode("a")[0], t.encode("B")[0], t.unk_id
+    assert t.vocab_size == 4 and t.encode("AB!z") == [a, b, unk, unk] and t.eos_id not in (a, b, unk)
+    assert chunk_ids(["abzba", "a"], t, 2).tolist() == [[a, b], [unk, b]] and chunk_ids(["a"], t, 2).shape == (0, 2)
+    t.save(tmp_path / "t.json")
+    assert Tokenizer.load(tmp_path / "t.json").encode("aB") == [a, b]  # lower-casing is saved
+    with pytest.raises(ValueError, match="size must be >= 3"): character_tokenizer(["a"], 2)
+
+
+def test_accuracy_of_each_chunk_and_their_mean():
+    m, ids = model().eval(), torch.randint(9, (8, 2))
+    each = chunk_accuracy(m, ids, 0.3, seed=1)
+    assert each.shape == (8,) and set(each.tolist()) <= {0.0, 0.5, 1.0} and float(each.mean()) == reconstruction(m, ids, 0.3, seed=1)
+
+
+def test_a_saved_one_loads_by_its_kind(tmp_path):
+    from arlm_nb.core.checkpoints import load_lm, save_checkpoint
+    m, ids = model().eval(), torch.randint(9, (8, 2))
+    again = load_lm(str(save_checkpoint(m, tmp_path / "m", {"model": "ChunkAutoencoder"}, torch.float32)))
+    assert isinstance(again, ChunkAutoencoder) and torch.equal(again.encode(ids)[0], m.encode(ids)[0])
 
 
 @pytest.mark.parametrize("options", [{"dropout": 1.0}, {"masking": -0.1}])

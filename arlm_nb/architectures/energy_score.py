@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.energy_distance import energy_distance
+
 # %% ../../nbs/architectures/50_energy_score.ipynb #c004
 def pair_distances(x: Tensor, y: Tensor, alpha: float = 1.0) -> Tensor:  # [..., N, l], [..., M, l] -> [..., N, M]
     "|x_n - y_m|^alpha, without the N x M x l differences; the gradient at distance 0 is 0."
@@ -24,13 +26,7 @@ def energy_score(
     alpha: float = 1.0,  # 0 < alpha <= 2; at 2 the score is not strictly proper
 ) -> Tensor:  # [...], lower is better
     "The energy score of each position (paper, equation 9)."
-    N, M = samples.shape[-2], targets.shape[-2]
-    if N < 2: raise ValueError(f"the energy score needs at least 2 samples of the model, got {N}")
-    if M < 1: raise ValueError("the energy score needs at least 1 target, got 0")
-    if samples.shape[-1] != targets.shape[-1]: raise ValueError(f"samples and targets must have one width, got {samples.shape[-1]} and {targets.shape[-1]}")
-    if not 0 < alpha <= 2: raise ValueError(f"alpha must be in (0, 2], got {alpha}")
-    near = pair_distances(samples, targets, alpha).mean((-2, -1))
-    return 2 * near - pair_distances(samples, samples, alpha).sum((-2, -1)) / (N * (N - 1))
+    return energy_distance(samples, targets, alpha)
 
 # %% ../../nbs/architectures/50_energy_score.ipynb #c007
 def expected_score(q: Tensor, p: Tensor, points: Tensor, alpha: float = 1.0) -> Tensor:  # q [..., K], p [K], points [K, l] -> [...]

@@ -18,39 +18,59 @@ from .transformer import Transformer, TransformerConfig
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c004
 def read_tensors(path: str | Path) -> tuple[dict, dict]:  # ({name: tensor}, metadata)
-    "A safetensors file, checked; a damaged one raises ValueError and loads nothing."
+    "A safetensors file, checked; a damaged one raises ValueError and loads nothing. Tensors written in int8 rows come back as float32."
     from safetensors import SafetensorError, safe_open
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist")
     try:
-        with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, dict(f.metadata() or {})
+        with safe_open(path, "pt") as f: return _from_rows({k: f.get_tensor(k) for k in f.keys()}), dict(f.metadata() or {})
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path.name} in {path.parent.name}/ is corrupted or no safetensors file ({e}); nothing was loaded") from e
 
-def write_tensors(path: str | Path, tensors: dict, metadata: dict | None = None):
-    "Write a safetensors file in one rename."
+def write_tensors(path: str | Path, tensors: dict, metadata: dict | None = None, dtype: torch.dtype | None = None):  # dtype of what is floating; None: as it is
+    "Write a safetensors file in one rename. torch.int8: matrices in int8, each row with a scale of its own (half the size of float16), vectors in float16."
     from safetensors.torch import save_file
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if dtype == torch.int8: tensors = _to_rows(tensors)
+    elif dtype is not None: tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
     save_file(
         {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
         path.with_suffix(".tmp"),
         metadata={k: str(v) for k, v in (metadata or {}).items()},
     )
     path.with_suffix(".tmp").replace(path)
+_SCALE = "::scale"
+
+def _rows(x: torch.Tensor) -> torch.Tensor:  # [rows, n]: rows of a matrix; of a convolution's weights one for each output
+    return x.reshape(-1, x.shape[-1]) if x.shape[-1] >= 16 else x.reshape(len(x), -1)
+
+def _to_rows(tensors: dict) -> dict:
+    out = {}
+    for k, v in tensors.items():
+        if not v.is_floating_point() or v.dim() < 2 or not v.numel(): out[k] = v.half() if v.is_floating_point() else v
+        else:
+            rows = _rows(v.detach().float())
+            scale = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30).bfloat16()
+            out[k], out[k + _SCALE] = (rows / scale.float()).round().clamp(-127, 127).to(torch.int8).view(v.shape), scale
+    return out
+
+def _from_rows(tensors: dict) -> dict:
+    return {k: (_rows(v).float() * tensors[k + _SCALE].float()).view(v.shape) if k + _SCALE in tensors else v for k, v in tensors.items() if not k.endswith(_SCALE)}
+
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c006
 def save_checkpoint(lm: Transformer,
                     folder: str | Path,  # made if needed; replaced as a whole if it is there
                     note: dict | None = None,  # how it was made: data, seed, steps, losses, command
-                    dtype: torch.dtype = torch.float16,
+                    dtype: torch.dtype = torch.float16,  # of the weights; torch.int8: matrices in int8 rows
                     ) -> Path:
-    "Save a Transformer: weights, configuration, tokenizer, note."
+    "Save a model: weights, configuration, tokenizer, note. A kind other than `Transformer` is named as `model` in the note."
     folder = Path(folder)
     fresh = folder.with_name(folder.name + ".tmp")
     if fresh.exists(): shutil.rmtree(fresh)
-    weights = {k: v for k, v in lm.state_dict().items() if not (lm.config.tied and k == "head.weight")}
-    write_tensors(fresh / "model.safetensors", {k: v.to(dtype) for k, v in weights.items()}, {"format": "arlm_nb"})
+    again = _shared(lm)
+    write_tensors(fresh / "model.safetensors", {k: v for k, v in lm.state_dict().items() if k not in again}, {"format": "arlm_nb"}, dtype)
     size = sum(p.numel() for p in lm.parameters())
     (fresh / "note.json").write_text(
         json.dumps({"model": "Transformer", "name": lm.name, "parameters": size, "config": lm.config.to_dict()} | (note or {}), indent=1)
@@ -60,6 +80,14 @@ def save_checkpoint(lm: Transformer,
     if folder.exists(): shutil.rmtree(folder)
     fresh.rename(folder)
     return folder
+def _shared(model: torch.nn.Module) -> dict[str, str]:  # {name: the name under which the same memory came first}
+    "Tied weights are written once."
+    first, again = {}, {}
+    for k, v in model.state_dict().items():
+        at = (v.data_ptr(), v.shape, v.stride())
+        if v.numel() and first.setdefault(at, k) != k: again[k] = first[at]
+    return again
+
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c007
 builders = Registry("kind of model", "builds")
@@ -83,7 +111,7 @@ def load_checkpoint(folder: str | Path, device="cpu"):
         raise ValueError(f"{folder.name} holds a {kind!r}, none of {', '.join(builders.keys())}: the module that made it loads it")
     lm = builders[kind](note["config"], note.get("name", folder.name))
     weights = {k: v.float() for k, v in weights.items()}
-    if getattr(getattr(lm, "config", None), "tied", False): weights["head.weight"] = weights["tok.weight"]
+    weights |= {k: weights[first] for k, first in _shared(lm).items() if first in weights and k not in weights}
     try:
         lm.load_state_dict(weights)
     except RuntimeError as e:

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TransformerConfig', 'make_norm', 'FeedForward', 'Block', 'Transformer', 'init_weights', 'unembed', 'W_O', 'b_O',
-           'forward', 'at_end', 'forward_layers', 'site_names', 'new_cache']
+           'forward', 'hidden_states', 'at_end', 'forward_layers', 'site_names', 'new_cache']
 
 # %% ../../nbs/core/15_transformer.ipynb #c002
 from collections.abc import Callable
@@ -239,11 +239,12 @@ def forward(self: Transformer,
     "The LM contract."
     if (ids is None) == (embeds is None): raise ValueError("give either ids or embeds")
     if self._is_plain_step(ids, cache, positions, mask, memory): return self._fast(ids, cache)
-    hidden = self._hidden(ids, embeds, cache, positions, mask, memory)
+    hidden = self.hidden_states(ids, embeds=embeds, cache=cache, positions=positions, mask=mask, memory=memory)
     return LMOutput(self.unembed(hidden), hidden, cache)
 
-def _hidden(self: Transformer, ids, embeds, cache, positions, mask, memory) -> Tensor:
-    "All blocks and the last norm -> [B, T, d]."
+def hidden_states(self: Transformer, ids: Tensor | None = None, *, embeds: Tensor | None = None, cache: KVCache | None = None, positions: Tensor | None = None, mask=None, memory: Tensor | None = None) -> Tensor:  # [B, T, d]
+    "All blocks and the last norm; `forward` without the unembedding."
+    if (ids is None) == (embeds is None): raise ValueError("give either ids or embeds")
     x = self.sites("hook_embed", self.tok(check_ids(ids, self.vocab_size)) if embeds is None else embeds)
     past, T = 0 if cache is None else cache.length, x.shape[1]
     mask = resolve_mask(mask, T, (0 if cache is None else cache.slots) + T, len(x), self.n_heads, x.device)
@@ -256,7 +257,7 @@ def _hidden(self: Transformer, ids, embeds, cache, positions, mask, memory) -> T
 def at_end(self: Transformer, ids: Tensor, *, cache: KVCache | None = None, positions: Tensor | None = None, mask=None, memory=None) -> LMOutput:
     "The forward pass with the last position's logits only: the unembedding, a large part of a prompt's cost, is done for one position."
     if self._is_plain_step(ids, cache, positions, mask, memory): return self._fast(ids, cache)
-    hidden = self._hidden(ids, None, cache, positions, mask, memory)[:, -1:]
+    hidden = self.hidden_states(ids, cache=cache, positions=positions, mask=mask, memory=memory)[:, -1:]
     return LMOutput(self.unembed(hidden), hidden, cache)
 
 def _is_plain_step(self: Transformer, ids, cache, positions, mask, memory) -> bool:
@@ -296,7 +297,7 @@ def _run(self: Transformer, x, start, stop, positions, mask, cache, memory=None)
 
 Transformer._positions, Transformer._bias, Transformer._learned, Transformer._run = _positions, _bias, _learned, _run
 Transformer._is_plain_step, Transformer._fast = _is_plain_step, _fast
-Transformer.forward, Transformer._hidden, Transformer.at_end = forward, _hidden, at_end
+Transformer.forward, Transformer.hidden_states, Transformer.at_end = forward, hidden_states, at_end
 
 # %% ../../nbs/core/15_transformer.ipynb #c016
 def forward_layers(self: Transformer,

@@ -167,7 +167,7 @@ def save_reference(name: str):
     }
     note |= {"command": f"python -m arlm_nb.train_checkpoints objectives/{name}", "seconds": run.rows[-1]["seconds"]}
     run.model.name = f"objectives/{name}"
-    save_checkpoint(run.model.eval(), writable_path("checkpoints", "objectives", name), note)
+    save_checkpoint(run.model.eval(), writable_path("checkpoints", "objectives", name), note, torch.int8)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c020
 @makes("objectives/{}", each=("fim-0", "fim-50", "fim-90", "fim-middle-only", "fim-token-cuts"), after=("code-small",))

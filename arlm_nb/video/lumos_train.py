@@ -63,7 +63,7 @@ def make_reference(name: str):
     scheme, kind = REFERENCE[name]
     note = {"model": "Lumos", "scheme": scheme, "masks": kind, "seed": 0, "steps": run.steps_done, "batch": BATCH, "pool": POOL,
             "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::2]], "command": f"python -m arlm_nb.train_checkpoints video/lumos_{name}"}
-    save_checkpoint(run.model.lm, writable_path("checkpoints", "video", f"lumos_{name}", "note.json").parent, note)
+    save_checkpoint(run.model.lm, writable_path("checkpoints", "video", f"lumos_{name}", "note.json").parent, note, torch.int8)
 
 @makes("video/lumos_tube", after=("video/vq",))
 def make_tube(): make_reference("tube")
