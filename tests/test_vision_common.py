@@ -71,3 +71,36 @@ def test_letters_stand_where_the_boxes_say():
         inside = torch.zeros(56, dtype=torch.bool)
         for x in boxes[:len(word)].tolist(): inside[int(x):int(x) + 7] = True
         assert not bool((ink & ~inside).any())
+
+
+def test_encoders_and_photographs_are_offered():
+    assert all(hasattr(V, n) for n in ("FeatureNet", "DualEncoder", "CaptionEncoder", "infonce_loss", "sigmoid_loss", "photo_patches"))
+
+
+def test_photo_patches_are_a_pure_function_and_keep_to_their_part():
+    a = V.photo_patches(6, 24, seed=2)
+    assert torch.equal(a[2:5], V.photo_patches(3, 24, seed=2, start=2)) and not torch.equal(a, V.photo_patches(6, 24, seed=2, split="test"))
+    assert a.shape == (6, 3, 24, 24) and float(a.abs().max()) <= 1
+    with pytest.raises(ValueError, match="size in 1..214, got 1 and 215"): V.photo_patches(1, 215)
+
+
+def test_pair_losses_agree_with_brute_force_and_do_not_depend_on_the_order():
+    g = torch.Generator().manual_seed(0)
+    logits, p = torch.randn(7, 7, generator=g, dtype=torch.float64), torch.randperm(7, generator=g)
+    for loss in (V.infonce_loss, V.sigmoid_loss):
+        torch.testing.assert_close(loss(logits), loss(logits[p][:, p]))
+    assert float(V.infonce_loss(100 * torch.eye(7))) < 1e-6 and float(V.infonce_loss(torch.zeros(7, 7))) == pytest.approx(1.945910, abs=1e-5)
+    assert float(V.sigmoid_loss(200 * torch.eye(7) - 100)) < 1e-6
+
+
+def test_the_shipped_encoders(tmp_path):
+    from arlm_nb.vision.dual_encoder import load_pair, retrieval
+    from arlm_nb.vision.features import digit_accuracy, load_features
+    from arlm_nb.vision.image_vae import save_module
+    found = retrieval(load_pair(), 64, seed=5)
+    assert found["caption"] > 0.8 and found["picture"] > 0.7 and found["chance"] < 0.1
+    net = load_features()
+    assert digit_accuracy(net) > 0.95
+    again = load_features(save_module(net, tmp_path / "net", dtype=torch.int8))
+    assert digit_accuracy(again) > 0.95
+    with pytest.raises(ValueError, match="not a FeatureNet"): load_features("shapes-clip")

@@ -70,11 +70,12 @@ def _strip_figure(self):
         z,
         text=text,
         hover=over,
-        unit=self.label,
+        title=self.label,  # above: beside the colour bar a long one would take the text's width
+        title_font_size=13,
         center=self.center,
         limits=self.limits or (min(known, default=0), max(known, default=1)),
-        height=70 + 24 * max(len(rows), 4),
-        margin=dict(l=8, r=8, t=16, b=8),
+        height=90 + 24 * max(len(rows), 4),
+        margin=dict(l=8, r=8, t=36, b=8),
         xaxis_visible=False,
         yaxis_visible=False,
     )

@@ -5,6 +5,7 @@ __all__ = ['attention_figure', 'ranking', 'beam_player']
 
 # %% ../../nbs/translation/28_gnmt_view.ipynb #c002
 from collections.abc import Sequence
+from textwrap import wrap
 
 from ..core.generation import Generation
 from .gnmt_beam import gnmt_beam, rerank, score_of
@@ -49,5 +50,6 @@ def beam_player(model, sentences: Sequence[str], *, beam: int = 8, max_new_token
             s = g.steps[step - 1]
             return attention_figure(s["attention"], source, [tok.token(i) for i in s["beams"][0][0]], f"step {step} of {len(g.steps)}, log P {s['beams'][0][1]:.2f}; {s['ended']} finished")
         h = rerank(g, alpha, beta)
-        return attention_figure(h.attention, source, [tok.token(i) for i in h.ids], ranking(g, tok, alpha, beta, 3)).update_layout(margin_t=110)
+        lines = [part for line in ranking(g, tok, alpha, beta, 3).split("<br>") for part in wrap(line, 84, subsequent_indent="… ")]
+        return attention_figure(h.attention, source, [tok.token(i) for i in h.ids], "<br>".join(lines)).update_layout(title=dict(font_size=12, y=0.98, yanchor="top"), margin_t=40 + 17 * len(lines))
     return Controls(draw, sentence=list(sentences), step=(1, 60, 1, 60), alpha=(0.0, 1.0, 0.1, 0.2), beta=(0.0, 1.0, 0.1, 0.2))

@@ -134,7 +134,7 @@ def save_module(model: nn.Module, folder: str | Path, note: dict | None = None, 
     "Write weights and note of a module with a `config`."
     from arlm_nb.core.checkpoints import write_tensors
     folder = Path(folder)
-    write_tensors(folder / "model.safetensors", {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    write_tensors(folder / "model.safetensors", dict(model.state_dict()), dtype=dtype)
     about = {"model": type(model).__name__, "name": f"vision/{folder.name}", "parameters": sum(p.numel() for p in model.parameters()), "config": model.config}
     (folder / "note.json").write_text(json.dumps(about | (note or {}), indent=1) + "\n")
     return folder
@@ -157,7 +157,7 @@ def load_vae(name_or_folder: str | Path = "shapes-vae") -> ImageVAE: return load
 def make_module(
     name: str,  # "vision/..."
     model: nn.Module, data: Callable, objective: Callable, finish: Callable = lambda model: {},  # trained model -> numbers for the note
-    *, steps: int, lr: float, about: str, **options,
+    *, steps: int, lr: float, about: str, dtype: torch.dtype = torch.float16, **options,
 ) -> Path:
     "Train a module and write it as a checkpoint; an interrupted training goes on where it stopped."
     from arlm_nb.core.paths import writable_path
@@ -167,7 +167,7 @@ def make_module(
     measured, rows = finish(run.model.eval()), [(r["step"], round(r["loss"], 5)) for r in run.rows]
     note = {"about": about, "command": f"python -m arlm_nb.train_checkpoints {name}", "seed": options.get("seed", 0), "steps": run.steps_done, "lr": lr,
             "seconds": run.rows[-1]["seconds"], "torch": torch.__version__.split("+")[0], "loss": rows[::max(1, len(rows) // 20)] + rows[-1:], "measured": measured}
-    return save_module(run.model, writable_path("checkpoints", *name.split("/")), note)
+    return save_module(run.model, writable_path("checkpoints", *name.split("/")), note, dtype)
 
 # %% ../../nbs/vision/15_image_vae.ipynb #c021
 @torch.no_grad()

@@ -4,12 +4,15 @@
 __all__ = ['matched_filter', 'digits', 'chain_words', 'glyph_font', 'letter_chain', 'render_text', 'spell', 'SCANS', 'PatchViT',
            'grid_positions', 'patchify', 'scan_order', 'show_images', 'LETTERS', 'WordImages', 'held_out',
            'word_images', 'CaptionedImages', 'Said', 'caption_alignment', 'caption_of', 'captioned_shapes',
-           'parse_caption', 'COLORS', 'KINDS', 'SIZES', 'Coverage', 'SceneReport', 'Shape', 'all_scenes', 'coverage',
-           'render', 'scene_oracle', 'shape_at']
+           'parse_caption', 'COLORS', 'KINDS', 'SIZES', 'CaptionEncoder', 'DualEncoder', 'infonce_loss', 'sigmoid_loss',
+           'FeatureNet', 'photo_patches', 'Coverage', 'SceneReport', 'Shape', 'all_scenes', 'coverage', 'render',
+           'scene_oracle', 'shape_at']
 
 # %% ../../nbs/vision/00_common.ipynb #c002
 from ..core.datasets import digits
 from .captions import CaptionedImages, Said, caption_alignment, caption_of, captioned_shapes, parse_caption
+from .dual_encoder import CaptionEncoder, DualEncoder, infonce_loss, sigmoid_loss
+from .features import FeatureNet, photo_patches
 from .glyphs import chain_words, glyph_font, letter_chain, render_text, spell
 from .patches import SCANS, PatchViT, grid_positions, patchify, scan_order, show_images
 from .shapes import COLORS, KINDS, SIZES, Coverage, SceneReport, Shape, all_scenes, coverage, render, scene_oracle, shape_at
@@ -17,7 +20,7 @@ from .words import LETTERS, WordImages, held_out, word_images
 
 _all_ = ["digits", "chain_words", "glyph_font", "letter_chain", "render_text", "spell", "SCANS", "PatchViT", "grid_positions", "patchify", "scan_order", "show_images",
          "LETTERS", "WordImages", "held_out", "word_images", "CaptionedImages", "Said", "caption_alignment", "caption_of", "captioned_shapes", "parse_caption", "COLORS", "KINDS",
-         "SIZES", "Coverage", "SceneReport", "Shape", "all_scenes", "coverage", "render", "scene_oracle", "shape_at"]
+         "SIZES", "CaptionEncoder", "DualEncoder", "infonce_loss", "sigmoid_loss", "FeatureNet", "photo_patches", "Coverage", "SceneReport", "Shape", "all_scenes", "coverage", "render", "scene_oracle", "shape_at"]
 
 # %% ../../nbs/vision/00_common.ipynb #c006
 def matched_filter(
