@@ -60,7 +60,7 @@ def _decode(lm, head: ScreenedHead, prompt: list[int], max_new: int, ends) -> tu
     from arlm_nb.core.fast_step import fast_hidden
     cache = lm.new_cache(1, capacity=len(prompt) + max_new)
     if cache.fast is None: return [], torch.empty(0)  # a model without a fast step
-    new, hidden = [], [lm._hidden(torch.tensor([prompt]), None, cache, None, None, None)[0, -1]]
+    new, hidden = [], [lm.hidden_states(torch.tensor([prompt]), cache=cache)[0, -1]]
     while True:
         new.append(head.argmax(hidden[-1]))
         if len(new) == max_new or ends(new): return new, torch.stack(hidden)
