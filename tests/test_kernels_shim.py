@@ -62,6 +62,8 @@ FAULTS = [
     ("extern __shared__ float s[]; s[threadIdx.x] = 0.0f;", "dynamic shared array s: index 32"),
     ("extern __shared__ float s[]; float* p = s; if (threadIdx.x == 0) p[33] = 0.0f;", "past its end"),
     ("x[threadIdx.x + 4096] = 0.0f;", "outside every tensor"),
+    ("x[threadIdx.x + 500000] = 0.0f;", "outside every tensor"),
+    ("x[int(threadIdx.x) - 500000] = 0.0f;", "outside every tensor"),
     ("x[n + 1] = 0.0f;", "past the end of the tensor"),
     ("if (threadIdx.x == 0) x[0] = float(1 / (n - n));", "trapped"),
 ]

@@ -380,15 +380,18 @@ template <class... A, size_t... I> inline void call(void (*f)(A...), std::index_
 template <class... A> inline void call_all(void (*f)(A...)) { call(f, std::index_sequence_for<A...>{}); }
 template <class... A> inline int kinds_of(void (*)(A...), int* out) { int n = 0; ((out[n++] = kind_of<std::remove_cv_t<A>>()), ...); return n; }
 
-// memory whose last byte lies before a page that cannot be touched (16-byte aligned start, guard bytes in the gap)
+// memory whose last byte lies before a fence that cannot be touched, and behind another one (16-byte aligned start, guard bytes in the gap). A fence is wide,
+// so that an index that is far off meets it and not somebody else's memory
+constexpr size_t FENCE = size_t(1) << 22;
 inline void* guarded(size_t size, size_t& mapped) {
-  size_t page = sysconf(_SC_PAGESIZE), room = (size + 15) / 16 * 16;
-  mapped = (room + page - 1) / page * page + page;
-  char* base = (char*)mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  mprotect(base + mapped - page, page, PROT_NONE);
-  memset(base, 0xA5, mapped - page);
-  return base + mapped - page - room;
+  size_t page = sysconf(_SC_PAGESIZE), room = (size + 15) / 16 * 16, inside = (room + page - 1) / page * page;
+  mapped = inside + 2 * FENCE;
+  char* base = (char*)mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (inside) mprotect(base + FENCE, inside, PROT_READ | PROT_WRITE);
+  memset(base + FENCE, 0xA5, inside);
+  return base + FENCE + inside - room;
 }
+inline void release(void* p, size_t size, size_t mapped) { munmap((char*)p + (size + 15) / 16 * 16 + FENCE - mapped, mapped); }
 }  // namespace cuda_host
 
 #define threadIdx (cuda_host::thread_index)
@@ -477,5 +480,4 @@ inline const char* cuda_host_message_() { return cuda_host::message; }
   extern "C" const char* cuda_host_message() { return cuda_host::message; } \
   extern "C" unsigned long long cuda_host_switches() { return cuda_host::switches; } \
   extern "C" void* cuda_host_guarded(unsigned long long size, unsigned long long* mapped) { size_t m; void* p = cuda_host::guarded(size, m); *mapped = m; return p; } \
-  extern "C" void cuda_host_release(void* p, unsigned long long size, unsigned long long mapped) { \
-    size_t page = sysconf(_SC_PAGESIZE), room = (size + 15) / 16 * 16; munmap((char*)p + room + page - mapped, mapped); }
+  extern "C" void cuda_host_release(void* p, unsigned long long size, unsigned long long mapped) { cuda_host::release(p, size, mapped); }
