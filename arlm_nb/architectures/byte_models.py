@@ -160,7 +160,7 @@ def _save(name: str, shipped: str, about: str, **note):
     from arlm_nb.core.paths import writable_path
     about = {"model": "SpaceByteTransformer", "about": about, "data": "docs and code, train parts, half of each batch", "seed": 0, "steps": STEPS, "bytes": STEPS * ROWS * T,
              "optimizer": f"muon, learning rate {RATE}", "command": f"python -m arlm_nb.train_checkpoints {shipped}"}
-    return save_checkpoint(trained(name), writable_path("checkpoints", *shipped.split("/")), about | note)
+    return save_checkpoint(trained(name), writable_path("checkpoints", *shipped.split("/")), about | note, torch.int8)
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c016
 @makes("architectures/spacebyte")

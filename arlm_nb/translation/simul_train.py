@@ -157,7 +157,7 @@ def _save(name: str, model, runs: list, about: str):
         "command": f"python -m arlm_nb.train_checkpoints translation/{name}",
     }
     model.name = f"translation/{name}"
-    save_checkpoint(model.eval(), writable_path("checkpoints", "translation", name), note)
+    save_checkpoint(model.eval(), writable_path("checkpoints", "translation", name), note, torch.int8)
 
 # %% ../../nbs/translation/15_simul_train.ipynb #c012
 def make_variant(name: str):

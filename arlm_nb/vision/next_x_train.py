@@ -55,7 +55,7 @@ def make_next_x(kind: str, context: str = "random", name: str | None = None) -> 
     torch.manual_seed(0)
     name = name or f"vision/next-x-{kind}" + ("" if context == "random" else f"-{context}")
     return make_module(name, NextXModel(kind=kind, context=context, **SIZES), latent_batches(), next_x_objective(context), held_out_loss, steps=STEPS, lr=LR, schedule="one_cycle",
-                       optimizer="muon", precision="bfloat16", about=f"latents of single shapes, entity {kind}, {context} context")
+                       optimizer="muon", precision="bfloat16", dtype=torch.int8, about=f"latents of single shapes, entity {kind}, {context} context")
 
 @makes("vision/next-x-{}", each=("cell", "token", "subsample", "scale", "image"), after=("vision/shapes-vae",))
 def make_entity(kind: str) -> Path: return make_next_x(kind)
