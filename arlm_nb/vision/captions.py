@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'MEANING', 'RELATIONS', 'NAMES', 'Said', 'parse_caption', 'relation_of', 'caption_of', 'CaptionedImages',
-           'kept_for_test', 'scene_number', 'captioned_shapes', 'caption_alignment']
+           'kept_for_test', 'scene_number', 'smooth_noise', 'captioned_shapes', 'caption_alignment']
 
 # %% ../../nbs/vision/14_captions.ipynb #c002
 import hashlib
@@ -113,12 +113,21 @@ def scene_number(i: int, seed: int, max_objects: int, split: str) -> tuple[list[
         if split == "all" or kept_for_test(scene) == (split == "test"): return scene, rng
 
 # %% ../../nbs/vision/14_captions.ipynb #c014
+def smooth_noise(size: int, rng: torch.Generator, spread: float = 1.0) -> Tensor:  # spread: of the blur, pixels -> [3, size, size], mean 0, deviation 1
+    "White noise blurred by a Gaussian whose ends meet, so that every pixel has the same deviation."
+    at = torch.arange(size)
+    at = torch.minimum(at, size - at).float()
+    kernel = torch.exp(-0.5 * (at / spread) ** 2)
+    circle = (kernel / kernel.square().sum().sqrt())[(torch.arange(size)[:, None] - torch.arange(size)) % size]
+    return circle @ torch.randn(3, size, size, generator=rng) @ circle
+
+# %% ../../nbs/vision/14_captions.ipynb #c015
 def captioned_shapes(
     n: int,
     *,
     size: int = 16,  # pixels a side
     max_objects: int = 1,  # 1 or 2
-    texture: float = 0.0,  # standard deviation of a noise on every pixel
+    texture: float = 0.0,  # standard deviation of a smooth noise on object and ground
     seed: int = 0,
     start: int = 0,  # first index
     split: str = "train",  # train, test, all
@@ -129,10 +138,10 @@ def captioned_shapes(
     drawn = [scene_number(i, seed, max_objects, split) for i in range(start, start + n)]
     captions = [caption_of(scene, rng) for scene, rng in drawn]
     images = render([scene for scene, _ in drawn], size)
-    if texture: images = images + texture * torch.stack([torch.randn(3, size, size, generator=rng) for _, rng in drawn])
+    if texture: images = images + texture * torch.stack([smooth_noise(size, rng) for _, rng in drawn])
     return CaptionedImages(images, captions, [scene for scene, _ in drawn])
 
-# %% ../../nbs/vision/14_captions.ipynb #c017
+# %% ../../nbs/vision/14_captions.ipynb #c018
 def caption_alignment(
     images: Tensor,  # [N, 3, size, size]
     captions: Sequence[str],
@@ -147,7 +156,7 @@ def caption_alignment(
     mean = lambda key: (lambda v: sum(v) / len(v) if v else float("nan"))([r[key] for r in rows if r[key] is not None])
     return {key: mean(key) for key in ("kind", "color", "size", "place", "relation", "all")}
 
-# %% ../../nbs/vision/14_captions.ipynb #c018
+# %% ../../nbs/vision/14_captions.ipynb #c019
 def _aligned(said: list[Said], relation: str | None, scene: list[Shape], valid: bool) -> dict:
     "One picture; two objects are matched in the order that fits better."
     def score(order: Sequence[Shape]) -> dict:

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['FeatureNet', 'feature_objective', 'digit_pictures', 'digit_batches', 'load_features', 'digit_accuracy',
-           'make_features', 'photographs', 'photo_patches']
+           'make_features', 'photographs', 'crop_places', 'photo_patches', 'photo_bands', 'photo_batches',
+           'band_accuracy', 'make_photo_features']
 
 # %% ../../nbs/vision/33_features.ipynb #c002
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -66,10 +68,10 @@ def load_features(name_or_folder: str | Path = "digits-features") -> FeatureNet:
     return load_module(name_or_folder, FeatureNet, "FeatureNet")
 
 @torch.no_grad()
-def digit_accuracy(model: FeatureNet) -> float:
+def digit_accuracy(model: FeatureNet, change: Callable = lambda x: x) -> float:  # change: pictures -> pictures, before they are shown
     "Share of held-out digits that are named right."
     _, _, x, y = digit_pictures()
-    return float((model.eval()(x).argmax(-1) == y).double().mean())
+    return float((model.eval()(change(x)).argmax(-1) == y).double().mean())
 
 @makes("vision/digits-features")
 def make_features() -> Path:
@@ -87,17 +89,46 @@ def photographs() -> Tensor:  # uint8 [2, 427, 640, 3]
     from sklearn.datasets import load_sample_images
     return torch.from_numpy(np.stack(load_sample_images().images))
 
-def photo_patches(n: int, size: int = 16, seed: int = 0, *, start: int = 0, split: str = "train") -> Tensor:  # [n, 3, size, size] in [-1, 1]
-    "Crops number start .. start + n - 1 of a seed; crop i is a function of the seed, the split and i alone."
-    photos = photographs()
-    _, H, W, _ = photos.shape
+def crop_places(n: int, size: int = 16, seed: int = 0, *, start: int = 0, split: str = "train") -> list[tuple[int, int, int]]:  # photograph, upper row, left column
+    "Where crops number start .. start + n - 1 of a seed are taken; crop i is a function of the seed, the split and i alone."
+    _, H, W, _ = photographs().shape
     cut = 2 * W // 3
     if split not in ("train", "test"): raise ValueError(f"split must be train or test, got {split!r}")
     low, high = (0, cut) if split == "train" else (cut, W)
     if n < 1 or not 1 <= size <= min(H, W - cut): raise ValueError(f"need n >= 1 and size in 1..{min(H, W - cut)}, got {n} and {size}")
-    out = []
-    for i in range(start, start + n):
+    def place(i: int) -> tuple[int, int, int]:
         rng = torch.Generator().manual_seed((seed * 0x9E3779B1 + i * 0x85EBCA77 + (split == "test")) % (1 << 62))
         which, y, x = (int(torch.randint(m, (1,), generator=rng)) for m in (2, H - size + 1, high - low - size + 1))
-        out.append(photos[which, y : y + size, low + x : low + x + size])
-    return torch.stack(out).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return which, y, low + x
+    return [place(i) for i in range(start, start + n)]
+
+def photo_patches(n: int, size: int = 16, seed: int = 0, *, start: int = 0, split: str = "train") -> Tensor:  # [n, 3, size, size] in [-1, 1]
+    "Crops of the two photographs, at `crop_places`."
+    photos = photographs()
+    crops = [photos[which, y : y + size, x : x + size] for which, y, x in crop_places(n, size, seed, start=start, split=split)]
+    return torch.stack(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+# %% ../../nbs/vision/33_features.ipynb #c012
+def photo_bands(n: int, size: int = 16, seed: int = 0, **where) -> tuple[Tensor, Tensor]:  # as for photo_patches -> crops, labels [n] = 4 * photograph + quarter of the height
+    "Crops and where they were taken."
+    at = torch.tensor([(which, y) for which, y, _ in crop_places(n, size, seed, **where)])
+    return photo_patches(n, size, seed, **where), 4 * at[:, 0] + (4 * (at[:, 1] + size // 2) // photographs().shape[1]).clamp(max=3)
+
+def photo_batches(rows: int = 64, labels: bool = False) -> Callable:  # (step, rng) -> crops [rows, 3, 16, 16] of the training part, with labels [rows] if asked
+    "Fresh crops at each step."
+    return lambda step, rng: (photo_bands if labels else photo_patches)(rows, start=int(torch.randint(1 << 30, (1,), generator=rng)))
+
+@torch.no_grad()
+def band_accuracy(model: FeatureNet, split: str = "test", n: int = 2000, seed: int = 1) -> float:
+    "Share of crops whose place is named right; chance is 1/8."
+    x, y = photo_bands(n, seed=seed, split=split)
+    return float((model.eval()(x).argmax(-1) == y).double().mean())
+
+@makes("vision/photos-features")
+def make_photo_features() -> Path:
+    "The reference features of photographs."
+    from arlm_nb.vision.image_vae import make_module
+    torch.manual_seed(0)
+    def measure(m): return {f"{s}_accuracy": round(band_accuracy(m, s), 4) for s in ("train", "test")}
+    return make_module("vision/photos-features", FeatureNet(8, channels=3), photo_batches(labels=True), feature_objective, measure, steps=2000, lr=3e-3, schedule="one_cycle",
+                       about="crops of two photographs, 16 x 16 pixels, to 32 features; trained to name photograph and height")

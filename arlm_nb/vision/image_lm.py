@@ -34,7 +34,7 @@ class ImageLM(nn.Module):
         super().__init__()
         self.config = dict(vocab=vocab, grid=list(grid), cond=cond, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
         self.vocab_size, self.grid, self.n_classes, self.length, self.name, self.own = vocab, tuple(grid), cond, grid[0] * grid[1], "image-lm", body is None
-        self.body = body or Transformer(TransformerConfig(vocab, d_model, n_layers, n_heads, 1 + self.length, positions="rotary", position_axes=2, rotary_base=100.0, tied=False), name=self.name)
+        self.body = body or Transformer(TransformerConfig(1, d_model, n_layers, n_heads, 1 + self.length, positions="rotary", position_axes=2, rotary_base=100.0, tied=False), name=self.name)  # its own table and head are not used
         width = self.body.d_model
         self.label, self.place = nn.Embedding(cond + 1, width), nn.Parameter(0.02 * torch.randn(1 + self.length, width))
         self.tok, self.head = nn.Embedding(vocab, width), nn.Linear(width, vocab)

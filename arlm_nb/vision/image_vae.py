@@ -142,12 +142,16 @@ def save_module(model: nn.Module, folder: str | Path, note: dict | None = None, 
 # %% ../../nbs/vision/15_image_vae.ipynb #c019
 def load_module(name_or_folder: str | Path, build: Callable, kind: str) -> nn.Module:  # build(**config); kind: class name in the note
     "A module that `save_module` wrote: a shipped one by its name within vision, or a folder."
-    from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
+    from arlm_nb.core.checkpoints import checkpoint_path, read_note
     folder = Path(name_or_folder)
     if not (folder / "note.json").is_file(): folder = checkpoint_path(f"vision/{name_or_folder}")
     note = read_note(folder)
     if note.get("model") != kind: raise ValueError(f"{folder.name} holds a {note.get('model')!r}, not a {kind}")
-    model = build(**note["config"])
+    return _stored(folder, build(**note["config"]))
+
+def _stored(folder: Path, model: nn.Module) -> nn.Module:
+    "The model with the weights as they were written."
+    from arlm_nb.core.checkpoints import read_tensors
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(folder / "model.safetensors")[0].items()})
     return model.eval()
 
@@ -159,15 +163,16 @@ def make_module(
     model: nn.Module, data: Callable, objective: Callable, finish: Callable = lambda model: {},  # trained model -> numbers for the note
     *, steps: int, lr: float, about: str, dtype: torch.dtype = torch.float16, **options,
 ) -> Path:
-    "Train a module and write it as a checkpoint; an interrupted training goes on where it stopped."
+    "Train a module, write it as a checkpoint, and measure what was written; an interrupted training goes on where it stopped."
     from arlm_nb.core.paths import writable_path
     from arlm_nb.core.training import fit
     from arlm_nb.train_checkpoints import run_folder
     run = fit(model, data, objective, steps=steps, lr=lr, checkpoint=run_folder(name), checkpoint_every=500, log_every=20, **options).whole()
-    measured, rows = finish(run.model.eval()), [(r["step"], round(r["loss"], 5)) for r in run.rows]
+    folder, rows = writable_path("checkpoints", *name.split("/")), [(r["step"], round(r["loss"], 5)) for r in run.rows]
+    measured = finish(_stored(save_module(run.model.eval(), folder, dtype=dtype), run.model))
     note = {"about": about, "command": f"python -m arlm_nb.train_checkpoints {name}", "seed": options.get("seed", 0), "steps": run.steps_done, "lr": lr,
             "seconds": run.rows[-1]["seconds"], "torch": torch.__version__.split("+")[0], "loss": rows[::max(1, len(rows) // 20)] + rows[-1:], "measured": measured}
-    return save_module(run.model, writable_path("checkpoints", *name.split("/")), note, dtype)
+    return save_module(run.model, folder, note, dtype)
 
 # %% ../../nbs/vision/15_image_vae.ipynb #c021
 @torch.no_grad()

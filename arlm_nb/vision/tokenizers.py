@@ -4,16 +4,20 @@
 __all__ = ['ImageLM', 'TokenPicture', 'generate_image', 'image_lm_objective', 'frechet_distance', 'frechet_floor',
            'inception_score', 'kernel_distance', 'precision_recall', 'ImageVAE', 'load_vae', 'scene_batches',
            'scene_split', 'vae_loss', 'VQImageTokenizer', 'load_vq', 'vq_objective', 'MultiScaleTokenizer',
-           'load_multi_scale', 'multi_scale_loss', 'ScaleLM', 'generate_scales', 'scale_lm_objective']
+           'load_multi_scale', 'multi_scale_objective', 'ScaleLM', 'generate_scales', 'scale_lm_objective',
+           'PatchDiscriminator', 'WithCritic', 'critic_objective', 'vq_tokenizer', 'load_image_lm', 'load_scale_lm']
 
 # %% ../../nbs/vision/01_tokenizers.ipynb #c002
 from .image_lm import ImageLM, TokenPicture, generate_image, image_lm_objective
 from .image_metrics import frechet_distance, frechet_floor, inception_score, kernel_distance, precision_recall
 from .image_vae import ImageVAE, load_vae, scene_batches, scene_split, vae_loss
-from .image_vq import VQImageTokenizer, load_vq, vq_objective
-from .multi_scale import MultiScaleTokenizer, load_multi_scale, multi_scale_loss
+from .adversarial import PatchDiscriminator, WithCritic, critic_objective
+from .image_vq import VQImageTokenizer, load_vq, vq_objective, vq_tokenizer
+from .multi_scale import MultiScaleTokenizer, load_multi_scale, multi_scale_objective
+from .reference_lms import load_image_lm, load_scale_lm
 from .scale_lm import ScaleLM, generate_scales, scale_lm_objective
 
 _all_ = ["ImageLM", "TokenPicture", "generate_image", "image_lm_objective", "frechet_distance", "frechet_floor", "inception_score", "kernel_distance", "precision_recall", "ImageVAE", "load_vae",
-         "scene_batches", "scene_split", "vae_loss", "VQImageTokenizer", "load_vq", "vq_objective", "MultiScaleTokenizer", "load_multi_scale", "multi_scale_loss", "ScaleLM",
-         "generate_scales", "scale_lm_objective"]
+         "scene_batches", "scene_split", "vae_loss", "VQImageTokenizer", "load_vq", "vq_objective", "MultiScaleTokenizer", "load_multi_scale", "multi_scale_objective", "ScaleLM",
+         "generate_scales", "scale_lm_objective",
+         "PatchDiscriminator", "WithCritic", "critic_objective", "vq_tokenizer", "load_image_lm", "load_scale_lm"]
