@@ -78,3 +78,9 @@ def test_bad_input():
         CALM(TransformerConfig(6, 16, 1, 2), ChunkAutoencoder(5, k=2, latent=4, d=8).requires_grad_(False))
     with pytest.raises(TypeError, match="sample_next"): model()(torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="multiple of 2"): decode_calm(model(), [1], max_new_tokens=2)
+
+
+def test_a_frozen_autoencoder_stays_so():
+    m = model()
+    m.requires_grad_(True)
+    with pytest.raises(ValueError, match="must be frozen"): calm_objective(m, torch.randint(5, (2, 8)))

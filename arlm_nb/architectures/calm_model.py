@@ -42,13 +42,16 @@ def _head(c: CALMConfig) -> nn.Module:
     return DiffusionHead(l, d, width=d, depth=c.depth, clip=6.0)  # a guess beyond six standard deviations of the prior is held
 
 # %% ../../nbs/architectures/54_calm_model.ipynb #c005
+def _check_frozen(autoencoder) -> None:
+    if any(p.requires_grad for p in autoencoder.parameters()): raise ValueError("the autoencoder must be frozen: call autoencoder.requires_grad_(False).eval() first")
+
 class CALM(nn.Module):
     "Chunks in, draws of the next chunk out (paper, section 3)."
     def __init__(self, config: TransformerConfig,  # of the backbone; context_length counts chunks
                  autoencoder: ChunkAutoencoder,  # frozen
                  *, head: str = "energy", depth: int = 2, steps: int = 25, latent_input: bool = False, tokenizer=None, name: str = "calm"):
         super().__init__()
-        if any(p.requires_grad for p in autoencoder.parameters()): raise ValueError("the autoencoder must be frozen: call autoencoder.requires_grad_(False).eval() first")
+        _check_frozen(autoencoder)
         if config.vocab_size != autoencoder.vocab: raise ValueError(f"config and autoencoder must have one vocabulary, got {config.vocab_size} and {autoencoder.vocab}")
         if steps < 1: raise ValueError(f"steps must be >= 1, got {steps}")
         config = replace(config, tied=True)  # the backbone has no unembedding of its own
@@ -118,6 +121,7 @@ def calm_objective(model: CALM, batch: Tensor,  # ids [B, T], T a multiple of K
                    rng: torch.Generator | None = None, *, alpha: float = 1.0, n: int = 8, m: int = 100,  # samples of the model (noise levels, with an iterative head), targets
                    variational: bool = True) -> Loss:  # False: mu is the one target, as for a deterministic autoencoder
     "Mean over every chunk but the first (paper, equation 9)."
+    _check_frozen(model.autoencoder)  # else its posteriors would shrink to please the head
     mu, logsigma = model.autoencoder.encode(chunks_of(batch, model.k)[:, 1:])
     if mu.shape[1] < 1: raise ValueError(f"training needs at least 2 chunks a row, got {batch.shape[1]} tokens of {model.k} a chunk")
     h = model.states(batch[:, : -model.k])

@@ -20,6 +20,7 @@ from ..core.transformer import Transformer, TransformerConfig
 # %% ../../nbs/architectures/12_hla_mixer.ipynb #c003
 class HLAMixer(nn.Module):
     "A token mixer with a state of constant size; takes the place of softmax attention."
+    reads_masks = False
 
     def __init__(self, config: TransformerConfig, layer: int = 0, sites: Sites | None = None, rotary: Rotary | None = None, *,
                  variant: str = "hla2",  # hla2, ahla, hla3, linear

@@ -14,7 +14,7 @@ from .spacebyte_model import _initialise
 from ..core.cache import KVCache, LayerKV
 from ..core.checkpoints import builds
 from ..core.hooks import Sites, install
-from ..core.lm import LMOutput, ModuleLM, check_ids
+from ..core.lm import LMOutput, ModuleLM, causal_ids
 from ..core.mixers import Rotary, SoftmaxAttention
 from ..core.transformer import Block, FeedForward, TransformerConfig
 
@@ -46,6 +46,7 @@ class MegaByteConfig:
 # %% ../../nbs/architectures/42_megabyte.ipynb #c004
 class MegaByteTransformer(ModuleLM):
     "A global model over patches, a local one inside each. `d_model` of the LM contract is d."
+    reads_masks = False
 
     def __init__(self, config: MegaByteConfig, tokenizer=None, name: str = "megabyte"):
         super().__init__()
@@ -120,12 +121,7 @@ def forward(self: MegaByteTransformer,
             ids: Tensor | None = None,  # bytes and BOS [B, T]
             *, embeds=None, cache: KVCache | None = None, positions=None, mask=None, memory=None) -> LMOutput:
     "The LM contract, bytes in causal order."
-    if ids is None or embeds is not None: raise ValueError(f"{self.name} takes ids only: patches are made of bytes")
-    if mask is not None or positions is not None or memory is not None:
-        raise ValueError(f"{self.name} reads bytes in causal order: mask, positions and memory must be None (prompts of one length, or one at a time)")
-    ids = check_ids(ids, self.vocab_size)
-    total = ids.shape[1] + (0 if cache is None else cache.length)
-    if total > self.context_length: raise ValueError(f"{total} bytes do not fit the context of {self.context_length}")
+    ids, _ = causal_ids(self, ids, cache, embeds=embeds, positions=positions, mask=mask, memory=memory)
     x = self._hidden(ids) if cache is None else torch.cat([self._step(ids[:, t:t + 1], cache) for t in range(ids.shape[1])], 1)
     hidden = self.sites("ln_final.hook_normalized", self.norm(x))
     return LMOutput(self.unembed(hidden), hidden, cache)

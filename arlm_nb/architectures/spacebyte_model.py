@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .byte_patches import BOS, RULES, patch_starts
 from ..core.cache import KVCache
 from ..core.hooks import Sites, install
-from ..core.lm import LMOutput, ModuleLM, check_ids
+from ..core.lm import LMOutput, ModuleLM, causal_ids
 from ..core.masks import causal, window as last_ones
 from ..core.mixers import Rotary, SoftmaxAttention
 from ..core.paths import unknown
@@ -124,6 +124,7 @@ class PatchKV:
 # %% ../../nbs/architectures/41_spacebyte_model.ipynb #c011
 class SpaceByteTransformer(ModuleLM):
     "Bytes through small blocks, patches through big ones (paper). `d_model` of the LM contract is d, the width at a byte."
+    reads_masks = False
 
     def __init__(self, config: SpaceByteConfig, tokenizer=None, name: str = "spacebyte"):
         super().__init__()
@@ -173,12 +174,8 @@ def forward(self: SpaceByteTransformer,
             ids: Tensor | None = None,  # bytes and BOS [B, T]
             *, embeds=None, cache: KVCache | None = None, positions=None, mask=None, memory=None) -> LMOutput:
     "The LM contract; bytes in causal order only, since the bytes decide where the big blocks run."
-    if ids is None or embeds is not None: raise ValueError(f"{self.name} takes ids only: its patches are found in the bytes")
-    if mask is not None or positions is not None or memory is not None:
-        raise ValueError(f"{self.name} reads bytes in causal order: mask, positions and memory must be None (prompts of one length, or one at a time)")
-    ids = check_ids(ids, self.vocab_size)
-    past, (a, b) = 0 if cache is None else cache.length, self._cut
-    if past + ids.shape[1] > self.context_length: raise ValueError(f"{past + ids.shape[1]} bytes do not fit the context of {self.context_length}")
+    ids, past = causal_ids(self, ids, cache, embeds=embeds, positions=positions, mask=mask, memory=memory)
+    a, b = self._cut
     at = torch.arange(past, past + ids.shape[1], device=ids.device)[None]
     x = self.sites("hook_embed", self.tok(ids)) + self.pos(at)
     x = self._local(x, 0, a, at, cache)

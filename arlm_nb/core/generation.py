@@ -91,6 +91,8 @@ class Rows:
         self.lm, self.cost, self.length = lm, cost, max(map(len, prompts))
         pad = torch.tensor([self.length - len(p) for p in prompts], device=lm.device)
         self.pad = pad if bool(pad.any()) else None
+        if self.pad is not None and not lm.reads_masks:
+            raise ValueError(f"{lm.name} takes no padding: pass prompts of one length, or one at a time, got lengths {sorted(set(map(len, prompts)))}")
         self.ids = torch.tensor([[0] * (self.length - len(p)) + p for p in prompts], device=lm.device)
         self.cache = lm.new_cache(len(prompts), capacity=self.length + room)
 
@@ -131,8 +133,6 @@ def decode_loop(
     "Run a decoder that picks one token a step from the model's logits -> Generation, or a list of them."
     prompts, single = encode_prompts(lm, prompt)
     check_budget(lm, prompts, max_new_tokens)
-    if len({len(p) for p in prompts}) > 1 and type(lm).__name__ == "TableLM":
-        raise ValueError("TableLM takes no padding: pass prompts of one length, or one at a time")
     began, cost, ends = time.perf_counter(), Cost(), stopper(lm, stop)
     steps, new, live = [[] for _ in prompts], [[] for _ in prompts], list(range(len(prompts)))
     with torch.inference_mode():

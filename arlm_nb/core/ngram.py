@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from .lm import LMOutput, LogProbLM, check_ids
+from .lm import LMOutput, LogProbLM, causal_ids
 
 # %% ../../nbs/core/42_ngram.ipynb #c003
 @dataclass
@@ -196,9 +196,7 @@ def _tables_hash(ngram: NgramLM) -> str:
 
 def _forward(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
     "One distribution for each position; the cache holds the tokens seen."
-    if ids is None or mask is not None or positions is not None:
-        raise ValueError("an n-gram model reads token ids in causal order: embeds, mask and positions must be None")
-    ids = check_ids(ids, self.vocab_size)
+    ids, _ = causal_ids(self, ids, cache, embeds=embeds, positions=positions, mask=mask, memory=memory)
     past = ids[:, :0] if cache is None or cache.states[0] is None else cache.states[0]
     seen, start = torch.cat([past, ids], 1), past.shape[1]
     rows = [[self.ngram.distribution(row[:start + t + 1]) for t in range(ids.shape[1])] for row in seen.numpy()]

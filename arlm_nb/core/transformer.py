@@ -169,6 +169,7 @@ class Transformer(ModuleLM):
         )
         self.norm = make_norm(c) if c.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        self.reads_masks = all(getattr(b.mixer, "reads_masks", True) for b in self.blocks)
         self.init_weights()
         if c.tied: self.head.weight = self.tok.weight
         for size in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.lm import LMOutput, LogProbLM, check_ids
+from ..core.lm import LMOutput, LogProbLM, causal_ids
 from ..kernels.hmm_forward import hmm_backward, hmm_forward
 
 # %% ../../nbs/decode/19_hmm.ipynb #c004
@@ -187,8 +187,7 @@ class HMMLM(LogProbLM):
 
     def __call__(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
         "Log-probabilities as logits; rows in causal order, without padding."
-        if ids is None or mask is not None or positions is not None: raise ValueError("HMMLM reads ids in causal order: embeds, mask and positions must be None")
-        ids, hmm = check_ids(ids, self.vocab_size), self.hmm
+        (ids, _), hmm = causal_ids(self, ids, cache, embeds=embeds, positions=positions, mask=mask, memory=memory), self.hmm
         now = cache.states[0] if cache is not None else None
         skip = len(hmm.start) if now is None and bool((ids[:, :len(hmm.start)] == torch.tensor(hmm.start)).all()) else 0
         now, out = hmm.pi.expand(len(ids), -1) if now is None else now, []

@@ -19,7 +19,7 @@ from .arrow_data import DIRECTIONS, ArrowData, reverse_windows
 # %% ../../nbs/theory/33_arrow_fit.ipynb #c004
 class RecurrentLM(ModuleLM):
     "A GRU or LSTM over token embeddings."
-    n_heads, name = 1, "recurrent"
+    n_heads, name, reads_masks = 1, "recurrent", False
 
     def __init__(self, vocab_size: int, d_model: int = 64, n_layers: int = 2, cell: str = "gru", tokenizer=None):
         super().__init__()

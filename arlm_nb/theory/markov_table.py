@@ -7,7 +7,7 @@ __all__ = ['lm_tables', 'function_tables', 'texts_of', 'shape_tables', 'check_sh
 from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
-from ..core.lm import LMOutput, LogProbLM, check_ids
+from ..core.lm import LMOutput, LogProbLM, causal_ids
 
 # %% ../../nbs/theory/06_markov_table.ipynb #c004
 @torch.no_grad()
@@ -109,8 +109,7 @@ class ChainLM(LogProbLM):
     def parameters(self): return iter(self.tables)
 
     def __call__(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
-        if ids is None or mask is not None or positions is not None: raise ValueError("ChainLM reads token ids in causal order only")
-        ids = check_ids(ids, self.vocab_size)
+        ids, _ = causal_ids(self, ids, cache, embeds=embeds, positions=positions, mask=mask, memory=memory)
         past = ids[:, :0] if cache is None or cache.states[0] is None else cache.states[0]
         seen, logits = torch.cat([past, ids], 1), []
         for end in range(past.shape[1] + 1, seen.shape[1] + 1):

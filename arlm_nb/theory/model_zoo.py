@@ -24,7 +24,7 @@ class Tempered(LM):
     def __init__(self, lm, temperature: float):  # temperature > 0
         if not temperature > 0: raise ValueError(f"temperature must be > 0, got {temperature}")
         self.lm, self.temperature, self.name = lm, temperature, f"{lm.name} at {temperature:g}"
-        for name in ("tokenizer", "vocab_size", "context_length", "d_model", "n_layers", "n_heads", "device", "dtype"):
+        for name in ("tokenizer", "vocab_size", "context_length", "d_model", "n_layers", "n_heads", "device", "dtype", "reads_masks"):
             setattr(self, name, getattr(lm, name))
 
     def parameters(self): return self.lm.parameters()

@@ -43,6 +43,7 @@ class GNMTConfig:
 # %% ../../nbs/translation/20_gnmt_model.ipynb #c006
 class GNMT(ModuleLM):
     "Encoder and decoder of residual LSTM stacks, one attention network between them."
+    reads_masks = False
 
     def __init__(self,
                  vocab,  # number of tokens, or a tokenizer with <pad>, <bos> and <eos>
@@ -211,6 +212,7 @@ GNMT.forward, GNMT.unembed, GNMT.step = _forward, _unembed, _step
 # %% ../../nbs/translation/20_gnmt_model.ipynb #c027
 class Given(LM):
     "Translations of one source as a language model; its prompt is the begin token."
+    reads_masks = False
 
     def __init__(self, model: GNMT, source):
         self.model, self.encoded, self.name, self.tokenizer = model, model.encode(source), f"{model.name} given a source", model.tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.lm import LMOutput, LogProbLM, check_ids
+from ..core.lm import LMOutput, LogProbLM, causal_ids
 
 # %% ../../nbs/watermark/21_image_tokens.ipynb #c004
 def to_8_bits(images: Tensor) -> Tensor: return (images.clamp(0, 1) * 255).round() / 255
@@ -104,8 +104,7 @@ class GridLM(LogProbLM):
 # %% ../../nbs/watermark/21_image_tokens.ipynb #c010
 def _grid_forward(self, ids=None, *, embeds=None, cache=None, positions=None, mask=None, memory=None) -> LMOutput:
     "Logits are log-probabilities; the first id is the start token N."
-    if ids is None or mask is not None or positions is not None: raise ValueError("GridLM reads ids in raster order: embeds, mask and positions must be None")
-    ids, N, W = check_ids(ids, self.vocab_size), self.vocab_size - 1, self.width
+    (ids, _), N, W = causal_ids(self, ids, cache, embeds=embeds, positions=positions, mask=mask, memory=memory), self.vocab_size - 1, self.width
     past = cache.states[0] if cache is not None and cache.states[0] is not None else ids[:, :0]
     seen, out = torch.cat([past, ids], 1), []
     if bool((seen[:, 0] != N).any()): raise ValueError(f"an image begins with the start token {N}, got {seen[:, 0].tolist()}")
