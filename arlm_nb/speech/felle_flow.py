@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch.nn import functional as F
 
-from ..core.heads import AdaLNMLP, flow_loss, guided, integrate
+from ..core.heads import AdaLNMLP, flow_loss, guide, integrate
 
 from ..core.training import Loss
 
@@ -109,7 +109,7 @@ def head_sample(self: CoarseToFineFlow, hidden: Tensor, previous: Tensor, *,  # 
         raise ValueError(f"guidance {guidance} needs hidden_uncond, the state with the prompt masked")
     def follow(net, x0, z, u):
         if guidance == 1: return integrate(lambda x, t: net(x, t, z), x0, nfe)
-        return integrate(lambda x, t: guided(net(x, t, z), net(x, t, u), guidance), x0, nfe)
+        return integrate(lambda x, t: guide(net(x, t, z), net(x, t, u), guidance), x0, nfe)
 
     x0 = self.start(previous, rng)
     if self.mode == "holistic": return follow(self.whole, x0, hidden, hidden_uncond)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.cache import KVCache
-from ..core.heads import time_features
+from ..core.heads import timestep_embedding
 from ..core.mixers import Rotary, SoftmaxAttention
 from ..core.transformer import TransformerConfig
 
@@ -85,4 +85,4 @@ class TimeClass(nn.Module):
     def forward(self, t: Tensor, classes: Tensor) -> Tensor:  # t [B, G] in 0..1, classes [B]; n_classes: none -> [B, G, d_model]
         if classes.numel() and not (0 <= int(classes.min()) and int(classes.max()) <= self.n_classes):
             raise ValueError(f"classes must be in 0..{self.n_classes} ({self.n_classes}: none), got {int(classes.min())}..{int(classes.max())}")
-        return self.time(time_features(t, 32, self.scale)) + self.label(classes)[:, None]
+        return self.time(timestep_embedding(t, 32, self.scale)) + self.label(classes)[:, None]

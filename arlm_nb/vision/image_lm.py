@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.generation import Cost, Generation, register_decoder
-from ..core.heads import guidance_schedule, guided
+from ..core.heads import guidance_schedule, guide
 from ..core.sampling import draw, row_generators, warp
 from ..core.training import Loss
 from ..core.transformer import Transformer, TransformerConfig
@@ -89,7 +89,7 @@ class TokenPicture(Generation):
 def _step(logits: Tensor, w: float, temperature: float, top_k: int | None, generators) -> tuple[Tensor, Tensor]:
     "One token a row and its log-probability under the conditional model."
     own, *none = logits.chunk(2) if w != 1.0 else (logits,)
-    mixed = guided(own, none[0], w) if none else own
+    mixed = guide(own, none[0], w) if none else own
     ids = draw(warp(mixed, temperature=temperature, top_k=top_k), generators)
     return ids, own.log_softmax(-1).gather(1, ids[:, None])[:, 0]
 

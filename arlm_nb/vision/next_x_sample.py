@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.generation import Cost, Generation, register_decoder
-from ..core.heads import guided, integrate
+from ..core.heads import guide, integrate
 from .entities import Entities, Layout, from_entities
 from .image_vae import ImageVAE
 from .next_x_model import NextXModel, caption_class
@@ -29,7 +29,7 @@ def _velocity(model: NextXModel, classes: Tensor, entity: int, cache, guidance: 
     def velocity(x: Tensor, t: float) -> Tensor:
         if guidance == 1.0: return look(x, t, classes)
         own, none = look(x.repeat(2, 1, 1), t, torch.cat([classes, torch.full_like(classes, model.n_classes)])).chunk(2)
-        return guided(own, none, guidance)
+        return guide(own, none, guidance)
     return velocity
 
 # %% ../../nbs/vision/43_next_x_sample.ipynb #c004

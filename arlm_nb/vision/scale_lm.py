@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.generation import Cost, register_decoder
-from ..core.heads import guidance_schedule, guided
+from ..core.heads import guidance_schedule, guide
 from ..core.sampling import row_generators, warp
 from ..core.training import Loss
 from .adaln import AdaLNTransformer
@@ -76,7 +76,7 @@ def generate_scales(
         inputs = torch.cat(tok.inputs([*ids, torch.zeros(len(y), s, s, dtype=torch.long)]), 1)
         a, b = lm.layout.bounds[k]
         own = lm(inputs, y)[:, a:b]
-        mixed = own if w == 1.0 else guided(own, lm(inputs, torch.full_like(y, lm.n_classes))[:, a:b], w)
+        mixed = own if w == 1.0 else guide(own, lm(inputs, torch.full_like(y, lm.n_classes))[:, a:b], w)
         p = warp(mixed, temperature=temperature, top_k=top_k).softmax(-1)
         token = torch.stack([torch.multinomial(row, 1, generator=g)[:, 0] for row, g in zip(p, generators)])
         ids.append(token.view(-1, s, s)), logp.append(own.log_softmax(-1).gather(-1, token[..., None])[..., 0])
