@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from arlm_nb.architectures.calm_decode import decode_calm
+from arlm_nb.architectures.calm_decode import calm_sampler, decode_calm
 from arlm_nb.architectures.calm_model import CALM, calm_objective
 from arlm_nb.architectures.chunk_autoencoder import ChunkAutoencoder
 from arlm_nb.core.training import fit
@@ -84,3 +84,16 @@ def test_a_frozen_autoencoder_stays_so():
     m = model()
     m.requires_grad_(True)
     with pytest.raises(ValueError, match="must be frozen"): calm_objective(m, torch.randint(5, (2, 8)))
+
+
+@torch.no_grad()
+def test_a_sampler_of_several_chunks_reads_what_it_wrote():
+    "With a cache and copies, as chunk after chunk from the whole text."
+    m, contexts = model(), [[1, 2, 3, 4], [4, 3, 2, 1], [1, 2, 3, 4]]
+    for p in m.parameters(): p.mul_(4) if p.dim() > 1 else None
+    got = calm_sampler(m)(contexts, 7, torch.Generator().manual_seed(3))
+    rng = torch.Generator().manual_seed(3)
+    order = [0, 2, 1]  # equal contexts stand together
+    rows = torch.tensor([contexts[i] for i in order])
+    for _ in range(4): rows = torch.cat([rows, m.read(m.states(rows)[:, -1], 1, rng)[:, 0]], 1)
+    assert torch.equal(got[order], rows[:, 4:11]) and len({tuple(r) for r in got.tolist()}) == 3

@@ -155,3 +155,40 @@ def test_quantized_model_decodes():
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message): call()
+
+
+def literal_beam(table, prompt, K, most, alpha, width, eos=0):
+    "The search in plain words, for a table: (score, ids) of the ended, best first, and how many tokens were read."
+    running, ended = [(0.0, [])], []
+    for n in range(1, most + 1):
+        options = []
+        for total, ids in running:
+            logp = table(torch.tensor([[*prompt, *ids]])).logits[0, -1].log_softmax(-1)
+            options += [(total + float(logp[t]), [*ids, t]) for t in range(len(logp)) if logp[t] >= logp.max() - width]
+        options = sorted(options, reverse=True)[:2 * K]
+        ends = [ids[-1] == eos or n == most for _, ids in options]
+        ended += [(total / G.length_penalty(n, alpha), ids, total) for (total, ids), over in list(zip(options, ends))[:K] if over]
+        ended = sorted(ended, reverse=True)
+        ended = [h for h in ended if h[0] >= ended[0][0] - width]
+        running = [o for o, over in zip(options, ends) if not over][:K]
+        if not running: break
+        if ended and running[0][0] / G.length_penalty(most, alpha) < ended[0][0]: break  # none can win any more
+        if len(ended) >= K and running[0][0] <= max(h[2] for h in ended): break  # K ended, and the best of all is among them
+    return [(s, ids) for s, ids, _ in ended], n
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("width", [0.7, 1.5, math.inf])
+@pytest.mark.parametrize("K", [2, 3])
+def test_beams_are_those_of_the_plain_search(alpha, width, K):
+    from arlm_nb.core.lm import TableLM
+    lengths = set()
+    for seed in range(12):
+        table = TableLM.random(5, order=2, seed=seed, concentration=0.6)
+        want, n = literal_beam(table, [1, 2], K, 7, alpha, width)
+        g = G.gnmt_beam(table, [1, 2], beam=K, alpha=alpha, beta=0, beam_size=width, max_new_tokens=7, stop=0)
+        found = g.steps[-1]["hypotheses"]
+        assert [h.ids for h in found] == [ids for _, ids in want] and [h.score for h in found] == pytest.approx([s for s, _ in want])
+        assert len(g.steps) == n
+        lengths.add(n)
+    assert len(lengths) > 1

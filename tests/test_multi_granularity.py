@@ -13,7 +13,8 @@ from arlm_nb.diffusion.denoiser import MaskedLM
 from arlm_nb.diffusion.multi_granularity import easy_first, equal_budget_row, fork_rows, order_row, task_rows
 from arlm_nb.diffusion.subgoal_study import RUNS, TASKS, Rate, few_batches, imbalance_study, make_run, measure_run, solve_rate, study_rows, subgoal_losses, views
 from arlm_nb.diffusion.subgoal_view import decoding_steps, rate_figure, read_star, star_figure
-from arlm_nb.diffusion.subgoals import arm_model, easy_first_rows, multi_granularity_loss, train_arm
+from arlm_nb.diffusion.sampling import denoise
+from arlm_nb.diffusion.subgoals import EasyFirst, arm_model, easy_first_rows, multi_granularity_loss, train_arm
 from tests.models import hflm
 
 STAR = path_star(3)
@@ -49,6 +50,13 @@ def test_each_step_leaves_what_the_schedule_says(model, prompts, steps, order):
     easy_first_rows(MaskedLM(model, mask_id=MASK), rows, 3, steps=steps, order=order, on_step=lambda look, new: left.append((new == MASK).sum(1).unique().tolist()))
     want = [round(3 * (1 - s / steps)) for s in range(1, steps + 1)]
     assert [n for [n] in left] == want[: len(left)] and left[-1] == [0]
+
+
+def test_noise_fades_to_nothing(model, prompts):
+    policy, seen = EasyFirst("confidence", start_noise=0.8), []
+    x = torch.tensor([[*prompts[0], MASK, MASK, MASK]])
+    denoise(MaskedLM(model, mask_id=MASK), x, policy=policy, steps=3, rng=torch.Generator().manual_seed(0), on_step=lambda look, new: seen.append(policy.noise))
+    assert seen == pytest.approx([0.8 * 2 / 3, 0.8 / 3, 0.0])
 
 
 def test_the_same_seed_gives_the_same_text_and_steps_can_be_replayed(model, prompts):

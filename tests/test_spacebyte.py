@@ -198,3 +198,29 @@ def test_a_model_without_a_tokenizer_is_refused():
     lm = small().float()
     lm.tokenizer = None
     with pytest.raises(ValueError, match="no tokenizer"): bits_per_byte(lm, "text")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["utf8", "periodic"])
+def test_the_pass_is_what_the_paper_says(kind):
+    "Row by row, patch by patch, with masks written out."
+    lm = small(kind)
+    ids = torch.stack([text_bytes(t)[:36] for t in ("one two, three four five six seven eight nine ten", "a b c d e f g h i j k l m n o p q r s t u v w x")])
+    c, (a, b), at = lm.config, lm._cut, torch.arange(36)
+    near = (at[:, None] >= at) & (at[:, None] - at < c.window)
+    def run(block, x, mask):
+        m, places = block.mixer, torch.arange(x.shape[1])[None]
+        q, k, v = m._heads(block.norm1(x))
+        scores = m.rotary(q, places) @ m.rotary(k, places).transpose(-1, -2) / m.d_head**0.5
+        x = x + m.out((scores.masked_fill(~mask, -math.inf).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return x + block.ffn(block.norm2(x))
+    for row, got in zip(ids, lm(ids).logits):
+        x = (lm.tok(row) + lm.pos(at))[None]
+        for l in range(a): x = run(lm.blocks[l], x, near)
+        places = patch_starts(row, c.rule, c.period).nonzero()[:, 0][: c.global_context]
+        y = torch.cat([torch.zeros(len(places), c.d_model - c.d_local, dtype=x.dtype), x[0, places]], 1) + lm.pos_global(torch.arange(len(places)))
+        y = y[None]
+        for l in range(a, b): y = run(lm.blocks[l], y, torch.ones(len(places), len(places), dtype=torch.bool).tril())
+        for n, p in enumerate(places.tolist()): x[0, p] += y[0, n, c.d_model - c.d_local:]
+        for l in range(b, lm.n_layers): x = run(lm.blocks[l], x, near)
+        assert torch.allclose(lm.head(lm.norm(x))[0], got, atol=1e-9)
