@@ -146,3 +146,13 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input(message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")): BAD[message]()
+
+
+def test_blocks_behind_a_prompt():
+    from arlm_nb.diffusion.plans import blocks_of
+    editable = torch.arange(14) >= 5
+    x = torch.zeros(1, 14, dtype=torch.long)
+    assert blocks_of(x, editable[None], 6, 3) == ([(5, 8), (8, 11), (11, 14)], 2)
+    assert blocks_of(x, editable[None], 18, 1) == ([(i, i + 1) for i in range(5, 14)], 2)
+    assert blocks_of(x, editable[None], 4, None) == ([(5, 14)], 4)
+    with pytest.raises(ValueError, match="multiple of the 3 blocks"): blocks_of(x, editable[None], 4, 3)

@@ -76,3 +76,20 @@ def test_bad_input(call, says):
 
 def test_guidance_needs_a_model_that_knows_a_masked_prompt():
     with pytest.raises(ValueError, match="prompt masking"): M.synthesise_mel(felle("llama", prompt_masking=0.0), "ab")
+
+
+def test_the_losses_are_those_of_the_paper():
+    model, g = felle("llama"), torch.Generator().manual_seed(2)
+    model.prompt_masking = model.dropout = 0.0
+    batch = {"text": torch.randint(1, 50, (2, 3), generator=g), "text_len": torch.tensor([3, 2]), "frames": torch.randn(2, 6, 4, generator=g),
+             "frame_len": torch.tensor([6, 4]), "prompt_len": torch.tensor([2, 1]), "pace": torch.ones(2)}
+    found = M.felle_loss(model, batch, torch.Generator().manual_seed(5), alpha=0.5, weight=0.1)
+    regression = M.regression_loss(model, batch, torch.Generator().manual_seed(5), alpha=0.5)
+    z = model.hidden_states(batch).float().detach()
+    rows = [(z[b, t], batch["frames"][b, t], float(t == n - 1)) for b, n in enumerate([6, 4]) for t in range(n)]
+    with torch.no_grad(): gap, p = torch.stack([model.project(h) - y for h, y, _ in rows]), torch.stack([model.stop(h)[0] for h, _, _ in rows]).sigmoid()
+    end = torch.tensor([e for _, _, e in rows])
+    cond, stop = gap.abs().mean() + (gap * gap).mean(), 0.5 * -(10 * end * p.log() + (1 - end) * (1 - p).log()).mean()
+    assert regression.parts == pytest.approx({"cond": float(cond), "stop": float(stop)}, rel=1e-3)
+    assert float(regression.value.detach()) == pytest.approx(float(cond + stop), rel=1e-3)
+    assert float(found.value.detach()) == pytest.approx(found.parts["coarse"] + found.parts["fine"] + 0.1 * found.parts["cond"] + found.parts["stop"], rel=1e-4)

@@ -74,3 +74,10 @@ def test_scheme_one_d_is_no_wrapper_for_hugging_face():
     from arlm_nb.core.hflm import HFLM
     with pytest.raises(ValueError, match="1d needs nothing put"): Lumos(HFLM(tiny("llama")), scheme="1d", codes=256)
     assert Lumos(lumos_backbone("1d"), scheme="1d").place(text_video_ids([1, 2], torch.zeros(1, 2, 2).long())).shape == (1, 9)
+
+
+def test_the_hidden_share_grows_evenly_to_the_last_frame():
+    from arlm_nb.video.frame_masks import masking
+    kept = masking("tube_growing", torch.Generator().manual_seed(0), 5, 5, 16, rho=0.25)
+    assert ((~kept).sum(-1) == torch.tensor([4, 7, 10, 13, 16])).all()
+    assert (kept[:, :-1] | ~kept[:, 1:]).all()  # what one frame hides, the next ones hide

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOCAB', 'LENGTH', 'KINDS', 'STEPS', 'docs_tokenizer', 'docs_config', 'docs_windows', 'docs_bits', 'next_nll',
-           'docs_objective', 'docs_recipe', 'load_docs']
+           'ngram_bits', 'docs_objective', 'docs_recipe', 'load_docs']
 
 # %% ../../nbs/diffusion/28_text_models.ipynb #c002
 from functools import lru_cache
@@ -77,6 +77,16 @@ def next_nll(lm, ids: Tensor) -> Tensor:  # [B, T + 1] -> [B, T] nats
     logp = lm(ids[:, :-1]).logits.float().log_softmax(-1)
     return -logp.gather(-1, ids[:, 1:, None])[..., 0]
 
+def ngram_bits(order: int = 3) -> float:  # bits per byte
+    "Of Kneser-Ney on the same windows, the first token given."
+    from arlm_nb.core.datasets import docs
+    from arlm_nb.core.ngram import NgramLM
+    from arlm_nb.train_checkpoints import text_ids
+    rows, size = docs_windows()
+    ngram = NgramLM.fit(text_ids(docs_tokenizer(), docs().train)[0].numpy(), order, VOCAB)
+    total = sum(float(ngram.log_prob(row)[1:].sum()) for row in rows.numpy())
+    return -total / rows[:, 1:].numel() / size / torch.log(torch.tensor(2.0)).item()
+
 # %% ../../nbs/diffusion/28_text_models.ipynb #c008
 STEPS = 2500
 
@@ -97,7 +107,7 @@ def docs_recipe(kind: str, steps: int = STEPS):  # Recipe
     def data(t): return windows(text_ids(t, docs().train)[0], LENGTH, 32)
     def measure(lm) -> dict:
         found = docs_bits(lm if kind == "ar" else MaskedLM(lm, mask_id=VOCAB))
-        return {"test_bits_per_byte": round(found.value, 4), "standard_error": round(found.stderr, 4), "data": docs().hash}
+        return {"test_bits_per_byte": round(found.value, 4), "standard_error": round(found.stderr, 4), "kneser_ney_3_bits_per_byte": round(ngram_bits(), 4), "data": docs().hash}
     fit = dict(optimizer="muon", lr=6e-3, warmup=50, log_every=20, checkpoint_every=100)
     about = "English of docstrings, 0.9 million parameters: " + {"ar": "left to right", "mdlm": "masked diffusion"}[kind]
     return Recipe(f"diffusion/{kind}-docs", lambda: (docs_config(kind), docs_tokenizer()), data, measure, steps, docs_objective(kind), fit, about, dtype=torch.int8)

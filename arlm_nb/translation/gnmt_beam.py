@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,10 +95,7 @@ class Hypothesis:
 # %% ../../nbs/translation/23_gnmt_beam.ipynb #c015
 def score_of(h: Hypothesis, alpha: float, beta: float) -> float:
     "s(Y, X)."
-    cp = 0.0
-    if beta and h.attention:
-        import numpy as np
-        cp = beta * float(np.log(np.clip(np.sum(h.attention, 0), LEAST, 1)).sum())
+    cp = float(coverage_penalty(torch.tensor(np.array(h.attention)), beta)) if beta and h.attention else 0.0
     return h.total / length_penalty(len(h.ids), alpha) + cp
 
 # %% ../../nbs/translation/23_gnmt_beam.ipynb #c016
