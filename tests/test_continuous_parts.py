@@ -94,3 +94,14 @@ def test_brier_scores_of_a_hugging_face_model():
     (lambda: brier_n(lambda c, n, r: torch.zeros(1, n), [[1]], torch.zeros(1, 3), 0), "n must be >= 1"), (lambda: lm_sampler(None, 0.0), "temperature must be > 0")])
 def test_bad_brier(make, says):
     with pytest.raises(ValueError, match=says): make()
+
+
+def test_noise_is_counted_in_standard_deviations():
+    "Read by a decoder that says on which side of one deviation a latent fell."
+    from types import SimpleNamespace
+    from arlm_nb.architectures.chunk_autoencoder import chunk_accuracy
+    mu = torch.tensor([[0.0], [6.0]]).repeat(20_000, 1)  # deviation 3
+    seen = []
+    stub = SimpleNamespace(encode=lambda chunks: (mu, mu), decode=lambda z: (seen.append(z), torch.zeros(len(z), 1, 2))[1])
+    chunk_accuracy(stub, torch.zeros(len(mu), 1, dtype=torch.long), noise=0.5)
+    assert float((seen[0] - mu).std()) == pytest.approx(1.5, rel=0.02)

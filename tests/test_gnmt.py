@@ -192,3 +192,11 @@ def test_beams_are_those_of_the_plain_search(alpha, width, K):
         assert len(g.steps) == n
         lengths.add(n)
     assert len(lengths) > 1
+
+
+def test_how_busy_the_devices_are():
+    from arlm_nb.translation.wavefront import wavefront
+    assert wavefront(4, 6, devices=1).busy == 1
+    for devices in (2, 4):
+        plan = wavefront(4, 6, devices=devices)
+        assert plan.busy == sum(len(plan.running(t)) for t in range(plan.length)) / (devices * plan.length) < 1
