@@ -156,3 +156,21 @@ def test_blocks_behind_a_prompt():
     assert blocks_of(x, editable[None], 18, 1) == ([(i, i + 1) for i in range(5, 14)], 2)
     assert blocks_of(x, editable[None], 4, None) == ([(5, 14)], 4)
     with pytest.raises(ValueError, match="multiple of the 3 blocks"): blocks_of(x, editable[None], 4, 3)
+
+
+@pytest.mark.parametrize("kind", ["ar", "mdlm"])
+def test_the_shipped_text_models_are_what_their_notes_say(kind):
+    from arlm_nb.core.checkpoints import checkpoint_path, read_note
+    noted = read_note(checkpoint_path(f"diffusion/{kind}-docs"))["measured"]
+    found = C.docs_bits(C.load_docs(kind), 48, n_times=2)
+    assert abs(found.value - noted["test_bits_per_byte"]) < 5 * found.stderr and found.stderr < 0.1
+    assert (noted["test_bits_per_byte"] < noted["kneser_ney_3_bits_per_byte"]) == (kind == "ar")
+
+
+def test_two_models_write_the_step_problems():
+    from arlm_nb.core.generation import greedy
+    from arlm_nb.diffusion.step_tasks import ANSWER, problems, right, tokenizer
+    from arlm_nb.diffusion.sampling import stack
+    prompts = problems(10, seed=9)
+    assert float(right(prompts, stack(greedy(C.load_tasks("ar"), tokenizer().encode_batch(prompts), max_new_tokens=ANSWER, stop=False))).double().mean()) >= 0.9
+    assert isinstance(C.load_tasks(), C.MaskedLM)

@@ -7,7 +7,8 @@ __all__ = ['parallel_study', 'Schedule', 'schedule', 'GaussianSchedule', 'gaussi
            'Ancestral', 'TopK', 'Threshold', 'Remask', 'num_transfer_tokens', 'gumbel_argmax', 'masked_diffusion',
            'make_policy', 'two_stream', 'settled_active_worthless', 'MarkovSource', 'OracleDenoiser', 'sample_quality',
            'Quality', 'entropy', 'log_prob', 'conditionals', 'Watch', 'grid', 'denoising_player', 'schedule_explorer',
-           'load_source', 'reference_source', 'source_batches', 'test_texts', 'train_source']
+           'load_source', 'reference_source', 'source_batches', 'test_texts', 'train_source', 'load_tasks', 'load_docs',
+           'docs_bits']
 
 # %% ../../nbs/diffusion/00_common.ipynb #c002
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from .sampling import Ancestral, Look, Remask, Threshold, TopK, denoise, gumbel_
 from .schedules import GaussianSchedule, Schedule, gaussian_schedule, schedule
 from .score import block_diffusion_loss, log_scores, score_entropy, score_entropy_loss, true_ratios, two_stream_nll
 from .source_models import LENGTH, SYMBOLS, ar_nll, load_source, reference_source, source_batches, source_config, test_texts, train_source
+from .step_tasks import load_tasks
+from .text_models import docs_bits, load_docs
 
 # %% ../../nbs/diffusion/00_common.ipynb #c002a
 _all_ = [
@@ -34,7 +37,7 @@ _all_ = [
     "block_diffusion_loss", "nelbo", "NELBO", "exact_nelbo", "denoise", "stack", "Ancestral", "TopK", "Threshold", "Remask",
     "num_transfer_tokens", "gumbel_argmax", "masked_diffusion", "make_policy", "two_stream", "settled_active_worthless",
     "MarkovSource", "OracleDenoiser", "sample_quality", "Quality", "entropy", "log_prob", "conditionals", "Watch", "grid",
-    "denoising_player", "schedule_explorer", "load_source", "reference_source", "source_batches", "test_texts", "train_source",
+    "denoising_player", "schedule_explorer", "load_source", "reference_source", "source_batches", "test_texts", "train_source", "load_tasks", "load_docs", "docs_bits",
 ]
 
 # %% ../../nbs/diffusion/00_common.ipynb #c012
