@@ -13,7 +13,7 @@ from arlm_nb.core.lora import merge_lora
 from arlm_nb.interp.echo_adapters import MTEBEncoder, mteb_encoder
 from arlm_nb.interp.echo_compute import affordable, bench_echo, multiply_adds, speed_table
 from arlm_nb.interp.echo_embed import CLASSICAL, DOCUMENT, ECHO, QUERY, EchoTemplate, embed, pool, run_template, token_states
-from arlm_nb.interp.echo_tuning import EmbeddingTask, contrastive_objective, task_batches, tune
+from arlm_nb.interp.echo_tuning import EmbeddingTask, contrastive_objective, echo_tasks, fine_tuned, task_batches, tune
 
 TOK = Tokenizer.train(kind="byte")
 
@@ -148,6 +148,14 @@ def test_tuning_a_model_of_hugging_face(lm, rank):
     held = {k.replace(".base.", "."): v for k, v in model.state_dict().items() if not k.endswith((".A", ".B"))}
     assert held.keys() == own.keys() and all(torch.equal(held[k], own[k]) for k in own)
     np.testing.assert_allclose(embed(merge_lora(model), TEXTS, **how), apart, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_tuned_copy_leaves_the_model_alone(lm, rank):
+    before = embed(lm, TEXTS, template=CLASSICAL)
+    model = fine_tuned(lm, CLASSICAL, 2, rank=rank, tasks=echo_tasks(20))
+    assert np.abs(embed(model, TEXTS, template=CLASSICAL) - before).max() > 1e-4
+    np.testing.assert_array_equal(embed(lm, TEXTS, template=CLASSICAL), before)
 
 
 def test_what_a_budget_pays_for(lm):

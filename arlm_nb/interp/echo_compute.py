@@ -116,7 +116,7 @@ def speed_table(lm, words: int = 40, n: int = 32, repeat: int = 5):  # DataFrame
     of = lambda k, v: {"way": k, "tokens": lengths[k], "seconds": v, "embeddings/s": n / v, "multiply-adds": work[k] / work["classical"]}
     return pd.DataFrame([of(k, float(np.median(v))) for k, v in seconds.items()])
 
-# %% ../../nbs/interp/46_echo_compute.ipynb #c013
+# %% ../../nbs/interp/46_echo_compute.ipynb #c014
 @benchmark("interp.echo_embeddings", gpu=None)
 def bench_echo(device: str = "cpu") -> list[Bench]:
     "Echo against one reading, and the shared instruction against the instruction read for each text."
