@@ -187,3 +187,19 @@ def test_activations_equal_transformer_lens(ids, tmp_path):
         lm(ids)
     for name in names:
         torch.testing.assert_close(ours[name], theirs[name], **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@torch.no_grad()
+def test_a_copy_is_a_model_of_its_own(family):
+    import copy
+    from tests.models import hflm
+    lm, ids = hflm(family), torch.tensor([[3, 5, 7]])
+    other = copy.deepcopy(lm)
+    before = lm(ids).logits
+    assert torch.equal(other(ids).logits, before) and other.name == lm.name
+    with other.record("resid_post") as seen: other(ids)
+    assert seen
+    for p in other.parameters(): p.mul_(0.5)
+    assert torch.equal(lm(ids).logits, before) and not torch.allclose(other(ids).logits, before)
+    assert torch.allclose(other.unembed(other(ids).hidden), other(ids).logits, atol=1e-5)

@@ -5,6 +5,7 @@ __all__ = ['Call', 'trace', 'Parts', 'find_blocks', 'find_final', 'find_in_block
            'HFLM', 'load_pretrained', 'forward_layers', 'site_names', 'install_sites', 'W_O', 'b_O']
 
 # %% ../../nbs/core/16_hflm.ipynb #c002
+import copy
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -243,6 +244,7 @@ class HFLM(LM):
         self.model, self.tokenizer = model.eval(), wrap_hf(tokenizer)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self._attention_fns, self._fns, self._positions_now, self._layer_of, self._unembed = {}, {}, None, {}, unembed
+        self._given = dict(final_norm=final_norm, head=head, blocks=blocks, attn=attn, mlp=mlp, unembed=unembed)
         c = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         self.config, self.vocab_size = c, model.get_input_embeddings().weight.shape[0]
         self.context_length = getattr(c, "max_position_embeddings", None) or 1 << 30
@@ -260,6 +262,10 @@ class HFLM(LM):
     def train(self, mode: bool = True): self.model.train(mode); return self
     def eval(self): return self.train(False)
     def to(self, *args, **kwargs): self.model.to(*args, **kwargs); return self
+    def __deepcopy__(self, memo):
+        "The model is copied and looked through anew: what was found are modules of the old one."
+        model, given = copy.deepcopy((self.model, self._given), memo)
+        return type(self)(model, self.tokenizer, name=self.name, **given)
     def zero_grad(self, *args, **kwargs): self.model.zero_grad(*args, **kwargs)
 
 # %% ../../nbs/core/16_hflm.ipynb #c017

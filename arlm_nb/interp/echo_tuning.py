@@ -101,7 +101,5 @@ def tune(
 
 def fine_tuned(lm, template: EchoTemplate, steps: int = 150, seed: int = 0, temperature: float = 0.05, rank: int | None = None, tasks: Sequence[EmbeddingTask] | None = None):  # a new model
     "A copy of the model, fine-tuned to embed with one template, on `echo_tasks` if nothing else is given; LoRA is folded in."
-    model = tune(_copied(lm), tasks or echo_tasks(seed=seed), template, steps=steps, rank=rank, temperature=temperature, seed=seed)
+    model = tune(deepcopy(lm), tasks or echo_tasks(seed=seed), template, steps=steps, rank=rank, temperature=temperature, seed=seed)
     return model if rank is None else merge_lora(model)
-
-def _copied(lm): return deepcopy(lm) if isinstance(lm, nn.Module) else type(lm)(deepcopy(lm.model), lm.tokenizer)  # an HFLM knows its modules by identity
