@@ -78,7 +78,7 @@ def penalty_study(
     found = pd.DataFrame([{"penalty": penalty, "c": c, **lag_errors(v := fit(c), w), "excess": excess_error(v, w)} for c in strengths])
     return found.assign(best=found.stpe == found.stpe.min())
 
-# %% ../../nbs/timeseries/23_ar_experiments.ipynb #c013
+# %% ../../nbs/timeseries/23_ar_experiments.ipynb #c015
 def order_scaling(
     ps: Sequence[int] = (10, 50, 100, 500, 1000),
     n: int = 6000,  # steps of the series, > 2 max(ps)
@@ -110,14 +110,14 @@ def _quickest(fit, repeats: int):  # (seconds, result)
         times.append(time.process_time() - started)
     return min(times), found
 
-# %% ../../nbs/timeseries/23_ar_experiments.ipynb #c014
+# %% ../../nbs/timeseries/23_ar_experiments.ipynb #c016
 def slope(frame, method: str, column: str = "seconds") -> float:
     "Of the logarithms, over the upper half of the orders."
     rows = frame[frame.method == method].sort_values("p")
     rows = rows[len(rows) // 2:] if len(rows) > 3 else rows
     return float(np.polyfit(np.log(rows.p), np.log(rows[column]), 1)[0])
 
-# %% ../../nbs/timeseries/23_ar_experiments.ipynb #c017
+# %% ../../nbs/timeseries/23_ar_experiments.ipynb #c021
 def sunspot_lags(
     p: int = 40, sparsity: float = 0.1, epochs: int = 400, train: int = 240, seed: int = 0
 ):  # (DataFrame: method, lags, mse one year ahead; ARNet)

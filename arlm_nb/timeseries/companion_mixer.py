@@ -77,13 +77,14 @@ def mixer_forward(
     "One layer: a single token by the recurrence, more of them by FFT."
     if mask is not None: raise ValueError("CompanionMixer keeps one state for all earlier tokens: a mask (padding, trees, sets) cannot be honoured")
     heads = lambda t: t.unflatten(-1, (self.n_heads, -1))
-    u = self.sites(self.site["v"], heads(self.into(x))).flatten(-2).transpose(1, 2)
-    a, B, C = self.parts()
+    wide = torch.promote_types(self.flat.dtype, torch.float32)  # an FFT of bfloat16 does not exist
+    u = self.sites(self.site["v"], heads(self.into(x))).flatten(-2).transpose(1, 2).to(wide)
+    a, B, C = (t.to(wide) for t in self.parts())
     if x.shape[1] > 1: y, state = response(a, B, C, u, state), last_state(a, B, u, state)
     else:
         state = B * u + (0 if state is None else advance(a, state))
         y = (C * state).sum(-1, keepdim=True)
-    z = self.sites(self.site["z"], heads(y.transpose(1, 2)))
+    z = self.sites(self.site["z"], heads(y.transpose(1, 2).to(x.dtype)))
     return self.out(z.flatten(-2)), state
 
 def mixer_step(self: CompanionMixer, x_t: Tensor, state: Tensor | None, positions: Tensor | None = None):
