@@ -108,3 +108,25 @@ def test_outputs_and_hidden_layers(x):
     assert a.ARNet(4, horizon=3).fit(x, epochs=1, lr=0.01).coefficients.shape == (4, 3)
     report = a.lag_report(a.ARNet(4, horizon=3).fit(x, epochs=1, lr=0.01), (0.5, -0.3))
     assert report.frame.true.tolist() == [0.5, -0.3, 0, 0] and len(report.plot().data) == 3
+
+
+def test_l1_takes_the_place_of_the_penalty_and_of_nothing_else(x):
+    rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)).double()
+    batch, parts = {"x": rows, "y": torch.zeros(16, 1).double()}, {}
+    for penalty in ("ar-net", "l1"):
+        torch.manual_seed(0)
+        net = a.ARNet(3, sparsity=0.1, penalty=penalty).double()
+        found = a.ar_loss(net, batch)
+        parts[penalty] = found.parts
+        strength = a.penalty_strength(0.1, found.parts["mse"] ** 0.5)
+        assert found.parts["penalty"] == pytest.approx(strength * float(a.PENALTIES[penalty](net.lag_weights.detach())))
+    assert parts["l1"]["mse"] == parts["ar-net"]["mse"] and parts["l1"]["penalty"] != parts["ar-net"]["penalty"]
+    fit = lambda **k: a.ARNet(2, penalty="l1", **k).fit(x, epochs=2, lr=0.01).coefficients.tolist()
+    assert fit() == fit(sparsity=1.0) == a.ARNet(2).fit(x, epochs=2, lr=0.01).coefficients.tolist()
+    with pytest.raises(ValueError, match="unknown penalty 'lasso'"): a.ARNet(2, penalty="lasso")
+
+
+def test_penalty_study_names_its_best():
+    found = a.penalty_study({1: 0.5}, 6, n=400, epochs=1, strengths=(0.01, 0.1))
+    assert found.c.tolist() == [0.01, 0.1] and found.best.sum() == 1 and found.stpe[found.best].item() == found.stpe.min()
+    assert (found.excess > 0).all()

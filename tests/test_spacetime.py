@@ -99,3 +99,89 @@ def test_an_exploding_loop_is_told():
     layer = ClosedLoopSSM(1, 1, norm=None)
     with torch.no_grad(): layer.a.fill_(1.0), layer.B.fill_(1.0), layer.K.fill_(0.1)
     with pytest.warns(UserWarning, match="modulus 1.1000"): loop_radius(layer, 500)
+
+
+def small_lm(**kw):
+    from arlm_nb.core.transformer import TransformerConfig
+    from arlm_nb.timeseries.companion_mixer import CompanionTransformer
+    torch.manual_seed(0)
+    options = {k: kw.pop(k) for k in ("state", "heads", "norm") if k in kw}
+    lm = CompanionTransformer(TransformerConfig(9, 16, 2, 2, context_length=32, **({"positions": "none"} | kw)), **options)
+    for p in lm.parameters(): p.data.mul_(3) if p.dim() > 1 else None
+    return lm.double().eval()
+
+
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 10_000))
+def test_the_last_state_needs_no_steps(d, length, seed):
+    from arlm_nb.timeseries.companion import advance
+    from arlm_nb.timeseries.companion_layers import bounded
+    from arlm_nb.timeseries.companion_mixer import last_state, response
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    a, B, C, u, x = bounded(draw(2, d)), draw(2, d), draw(2, d), draw(3, 2, length), draw(3, 2, d)
+    state, seen = x, []
+    for k in range(length):
+        state = advance(a, state) + B * u[..., k, None]
+        seen.append((C * state).sum(-1))
+    torch.testing.assert_close(last_state(a, B, u, x), state, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(response(a, B, C, u, x), torch.stack(seen, -1), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kw", [{}, {"heads": 2}, {"state": 25}, {"positions": "learned"}])
+@torch.no_grad()
+def test_the_mixer_streams_and_does_not_look_ahead(kw):
+    from arlm_nb.core.statistics import influence
+    lm, ids = small_lm(**kw), torch.randint(9, (2, 20), generator=torch.Generator().manual_seed(1))
+    for sizes in ([1] * 20, [20], [1, 19], [19, 1], [4, 4, 12]):
+        cache, parts, at = lm.new_cache(2), [], 0
+        for n in sizes:
+            parts.append(lm(ids[:, at : at + n], cache=cache).logits)
+            at += n
+        torch.testing.assert_close(torch.cat(parts, 1), lm(ids).logits, atol=1e-10, rtol=0)
+    assert torch.equal(influence(lambda v: lm(v).logits, ids[0], 9, tolerance=1e-11), torch.ones(20, 20).tril().bool())
+
+
+@torch.no_grad()
+def test_the_mixer_scores_and_decodes():
+    from arlm_nb.core.generation import greedy, sample
+    lm, prompt, options = small_lm(), [2, 3, 4], [[5, 6, 7], [5, 6, 2], [8], [5, 6]]
+    for c, score in zip(options, lm.score_continuations(prompt, options), strict=True):
+        logp = lm(torch.tensor([prompt + c])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(score, logp.gather(-1, torch.tensor(c)[:, None]).sum())
+    ids = list(prompt)
+    for t in greedy(lm, prompt, max_new_tokens=6).ids:
+        assert t == int(lm(torch.tensor([ids])).logits[0, -1].argmax())
+        ids.append(t)
+    assert len(sample(lm, prompt, max_new_tokens=4, seed=0).ids) == 4
+    assert not lm.reads_masks
+    with pytest.raises(ValueError, match="cannot be honoured"): lm(torch.tensor([prompt]), mask=torch.ones(3, 3).tril().bool())
+    with pytest.raises(ValueError, match="recurrent state"): (cache := lm.new_cache(), lm(torch.tensor([prompt]), cache=cache), cache.crop(1))
+    for positions in ("rotary", "alibi"):
+        with pytest.raises(ValueError, match=f"{positions} positions"): small_lm(positions=positions)
+
+
+def test_a_gradient_reaches_a_b_and_c_and_the_start_is_not_drawn_anew():
+    lm = small_lm().float()
+    lm(torch.randint(9, (2, 12), generator=torch.Generator().manual_seed(0))).logits.square().mean().backward()
+    for block in lm.blocks:
+        a, B, C = block.mixer.flat.grad.view(-1, 3, 16).unbind(1)
+        assert all(t.abs().sum() > 0 for t in (a, B, C))
+        assert block.mixer.flat.std() > 0.1  # init_weights would have made it 0.02
+
+
+def test_switched_off_stays_off():
+    from arlm_nb.timeseries import spacetime_classes as c
+    data = c.process_classes(60, 20)
+    net = c.train_classifier(data, learn=False, channels=4, state=3, steps=3)
+    layers = (*(b.ssm for b in net.blocks), net.loop)
+    assert all(layer.a.abs().max() == 0 for layer in layers)
+    assert all(companion_kernel(layer.column(), layer.B, layer.C, 9)[:, 3:].abs().max() < 1e-6 for layer in layers)  # taps end with the state
+    with pytest.raises(ValueError, match="laws of"): c.best_possible(c.digit_series())
+    with pytest.raises(ValueError, match="lags must be in 0..19, got 20"): c.lag_products(data.x, 20)
+    with pytest.raises(ValueError, match="periods >= 2"): c.cycle_laws((1.5, 9))
+
+
+def test_a_fit_draws_its_transfer_function():
+    from arlm_nb.timeseries.spacetime_experiments import fit_ar, sinusoid_process
+    fitted = fit_ar(sinusoid_process(0, series=50, length=220), "shift", steps=5)
+    assert len(fitted.plot().data) == 2 and np.isfinite(fitted.plot().data[0].y).all()

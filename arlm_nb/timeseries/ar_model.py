@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.grow import patch_into
+from ..core.paths import unknown
 from ..core.training import Loss, fit, learning_rate, step_rng
-from .ar_classic import one_series, penalty_schedule, penalty_strength, sparsity_penalty
+from .ar_classic import PENALTIES, one_series, penalty_schedule, penalty_strength
 from .forecasting import Forecast, register_forecaster
 from .panels import Panel
 
@@ -27,6 +28,7 @@ class ARNet(nn.Module):
         *,
         sparsity: float | None = None,  # expected share of lags that count, (0, 1]; None or 1: no penalty
         hidden: Sequence[int] = (),  # widths of ReLU layers; none: an autoregression
+        penalty: str = "ar-net",  # ar-net: R(w), lets large weights go; l1: mean |w|, as the lasso
         horizon: int = 1,  # outputs: the next so many steps at once
         c: float = 0.01,  # of `penalty_strength`
         huber: bool = False,  # Huber loss, for heavy tails
@@ -35,7 +37,9 @@ class ARNet(nn.Module):
         if p < 1 or horizon < 1 or any(h < 1 for h in hidden):
             raise ValueError(f"p, horizon and hidden must be >= 1, got {p}, {horizon} and {tuple(hidden)}")
         if sparsity is not None: penalty_strength(sparsity)
+        if penalty not in PENALTIES: raise unknown("penalty", penalty, PENALTIES)
         self.p, self.sparsity, self.hidden, self.horizon, self.c, self.huber = p, sparsity, tuple(hidden), horizon, c, huber
+        self.penalty = penalty
         sizes = [p, *hidden, horizon]
         layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
         self.net, self.mean, self.sd, self.trace, self.windows = nn.Sequential(*layers), 0.0, 1.0, [], 0
@@ -55,13 +59,13 @@ def ar_loss(
     batch,  # dict: x [B, p] in order of time, y [B, horizon], progress 0..1
     rng: torch.Generator | None = None,
 ) -> Loss:  # parts mse, penalty (with its strength)
-    "MSE + lambda(s) R(w)."
+    "MSE + lambda(s) R(w), or lambda(s) mean |w|."
     found = model(batch["x"])
     mse = F.mse_loss(found, batch["y"])
     main = F.huber_loss(found, batch["y"]) if model.huber else mse
     noise = float(mse.detach()) ** 0.5
     strength = penalty_strength(model.sparsity or 1.0, noise, model.c) * penalty_schedule(batch.get("progress", 1.0))
-    penalty = strength * sparsity_penalty(model.lag_weights) if strength else mse.new_zeros(())
+    penalty = strength * PENALTIES[model.penalty](model.lag_weights) if strength else mse.new_zeros(())
     return Loss(main + penalty, {"mse": float(mse.detach()), "penalty": float(penalty.detach())})
 
 # %% ../../nbs/timeseries/21_ar_model.ipynb #c007

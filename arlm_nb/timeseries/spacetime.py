@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['measured', 'claim_spacetime', 'companion', 'companion_kernel', 'counting', 'resolvent_form', 'ClosedLoopSSM',
-           'CompanionSSM', 'difference_filters', 'loop_radius', 'moving_average_filters', 'ARFit', 'ar_study',
-           'cost_slope', 'fit_ar', 'horizon_study', 'kernel_scaling', 'sinusoid_process', 'SpaceTime',
-           'spacetime_forecaster', 'spacetime_loss', 'train_spacetime', 'impulse_figure', 'matrix_figure',
-           'pole_controls', 'pole_figure']
+           'CompanionSSM', 'difference_filters', 'loop_radius', 'moving_average_filters', 'CompanionMixer',
+           'CompanionTransformer', 'companion_mixer', 'class_study', 'digit_series', 'process_classes',
+           'train_classifier', 'ARFit', 'ar_study', 'cost_slope', 'fit_ar', 'horizon_study', 'kernel_scaling',
+           'sinusoid_process', 'SpaceTime', 'spacetime_forecaster', 'spacetime_loss', 'train_spacetime',
+           'impulse_figure', 'matrix_figure', 'pole_controls', 'pole_figure']
 
 # %% ../../nbs/timeseries/04_spacetime.ipynb #c002
 from collections.abc import Sequence
@@ -15,12 +16,15 @@ import numpy as np
 from ..core.claims import Measured, claim
 from .companion import companion, companion_kernel, counting, resolvent_form
 from .companion_layers import ClosedLoopSSM, CompanionSSM, difference_filters, loop_radius, moving_average_filters
+from .companion_mixer import CompanionMixer, CompanionTransformer, companion_mixer
+from .spacetime_classes import class_study, digit_series, process_classes, train_classifier
 from .spacetime_experiments import ARFit, ar_study, cost_slope, fit_ar, horizon_study, kernel_scaling, sinusoid_process
 from .spacetime_model import SpaceTime, spacetime_forecaster, spacetime_loss, train_spacetime
 from .spacetime_view import impulse_figure, matrix_figure, pole_controls, pole_figure
 
 _all_ = [
     "companion", "companion_kernel", "counting", "resolvent_form", "ClosedLoopSSM", "CompanionSSM", "difference_filters", "loop_radius", "moving_average_filters",
+    "CompanionMixer", "CompanionTransformer", "companion_mixer", "class_study", "digit_series", "process_classes", "train_classifier",
     "ARFit", "ar_study", "cost_slope", "fit_ar", "horizon_study", "kernel_scaling", "sinusoid_process", "SpaceTime", "spacetime_forecaster", "spacetime_loss",
     "train_spacetime", "impulse_figure", "matrix_figure", "pole_controls", "pole_figure",
 ]

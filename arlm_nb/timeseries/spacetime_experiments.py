@@ -85,6 +85,20 @@ class ARFit:
         return np.exp(-1j * np.outer(np.atleast_1d(omega), np.arange(len(taps)))) @ taps
 
 # %% ../../nbs/timeseries/33_spacetime_experiments.ipynb #c007
+def _transfer(self: ARFit, **layout):  # plotly Figure
+    "Truth against layer: how far the predictor is from exp(i omega), the step ahead of a wave, over all frequencies."
+    import plotly.graph_objects as go
+    from arlm_nb.core.plotting import figure, palette
+    omega = np.linspace(0.01, np.pi, 400)
+    off = lambda w: np.abs(self.response(w) - np.exp(1j * w))
+    fig = figure(**{"title": f"Transfer function of the {self.kind} layer", "x_title": "frequency [radians a step]", "y_title": "distance from the truth", "height": 300} | layout)
+    fig.add_trace(go.Scatter(x=omega, y=off(omega), name="all frequencies", mode="lines", line_color=palette[0]))
+    fig.add_trace(go.Scatter(x=self.process.omega, y=off(self.process.omega), name="those of the process", mode="markers", marker=dict(color=palette[1], size=11)))
+    return fig.update_yaxes(type="log")
+
+ARFit.plot = _transfer
+
+# %% ../../nbs/timeseries/33_spacetime_experiments.ipynb #c008
 def fit_ar(process: Process, layer: str = "companion", *, state: int = 16, steps: int = 1000, lr: float = 0.03, train: int = 48, context: int = 200, seed: int = 0) -> ARFit:
     "Train one step ahead; the first `state` steps, when little has been seen, do not count."
     net = ar_layer(layer, state, seed)
@@ -110,7 +124,7 @@ def ar_study(seeds: Sequence[int] = (0,), layers: Sequence[str] = LAYERS, horizo
             rows.append({"process": s, "layer": kind, "share": share, "excess": share - process.noise**2, "one_step": found.loss})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/timeseries/33_spacetime_experiments.ipynb #c010
+# %% ../../nbs/timeseries/33_spacetime_experiments.ipynb #c015
 def loop_forecasts(net: SpaceTime, x: Tensor) -> dict[str, tuple[Tensor, int]]:  # name -> values to come, runs of the network that it took
     "Four ways to forecast with one set of weights."
     runs, kept = [], net.loop.K.detach().clone()
@@ -136,7 +150,7 @@ def horizon_study(series=None, context: int = 96, horizon: int = 96, *, steps: i
     for name, make in (("DLinear", dlinear), ("seasonal naive", seasonal_naive)): found[name] = make(parts.train, context, horizon, seed=seed)(x).double(), 1
     return pd.DataFrame([{"forecaster": k, "mse": float((v - y).square().mean()), "passes": n} for k, (v, n) in found.items()])
 
-# %% ../../nbs/timeseries/33_spacetime_experiments.ipynb #c013
+# %% ../../nbs/timeseries/33_spacetime_experiments.ipynb #c018
 def kernel_scaling(
     ds: Sequence[int] = (16, 64, 256, 1024),
     Ls: Sequence[int] = (256, 2048, 8192),
