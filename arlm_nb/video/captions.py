@@ -13,7 +13,7 @@ if TYPE_CHECKING: from pandas import DataFrame
 
 # %% auto #0
 __all__ = ['SHAPES', 'DIGITS', 'COLOURS', 'MOTIONS', 'BACKGROUNDS', 'ATTRIBUTES', 'NUMBERS', 'WORDS', 'SPECIALS', 'video_offset',
-           'PAD', 'MASK', 'BOV', 'EOV', 'FRAME', 'video_tokenizer', 'caption', 'captions_of', 'scripts',
+           'PAD', 'MASK', 'BOV', 'EOV', 'FRAME', 'video_tokenizer', 'caption', 'captions_of', 'scripts', 'attributes',
            'describe_format']
 
 # %% ../../nbs/video/10_captions.ipynb #c003
@@ -69,13 +69,17 @@ def caption(
     leave_out: Sequence[str] = (),  # some of ATTRIBUTES: what is not said
 ) -> str:
     "What is said of one video."
-    for name in leave_out:
-        if name not in ATTRIBUTES: raise ValueError(f"leave_out takes {', '.join(ATTRIBUTES)}, got {name!r}")
+    _check_left_out(leave_out)
     if state["video"].nunique() != 1: raise ValueError(f"state must be of one video, got {state['video'].nunique()}")
     return _sentence(state[state.frame == state.frame.min()].sort_values("object").to_dict("records"), tuple(leave_out))
 
+def _check_left_out(leave_out: Sequence[str]):
+    for name in [leave_out] if isinstance(leave_out, str) else leave_out:
+        if name not in ATTRIBUTES or isinstance(leave_out, str): raise ValueError(f"leave_out takes a list of {', '.join(ATTRIBUTES)}, got {name!r}")
+
 def captions_of(state: DataFrame, leave_out: Sequence[str] = ()) -> list[str]:
     "One caption for each video."
+    _check_left_out(leave_out)
     first = state[state.frame == 0].sort_values(["video", "object"], kind="stable")
     groups: dict[int, list] = {}
     for row in first.to_dict("records"): groups.setdefault(row["video"], []).append(row)
@@ -92,6 +96,17 @@ def scripts(n: int, shots: int, seed: int = 0) -> list[list[str]]:  # n lists of
         who = {"shape": pick(SHAPES), "colour": pick(tuple(COLOURS))}
         out.append([_sentence([who | {"motion": pick(MOTIONS), "background": pick(BACKGROUNDS)}]) for _ in range(shots)])
     return out
+
+def attributes(text: str) -> dict[str, str]:  # colour, shape, motion, background: those that are said of the first object
+    "What a caption fixes; `moving_sprites(n, **attributes(text))` draws such videos."
+    words = text.split()
+    for w in words:
+        if w not in WORDS: raise ValueError(f"{w!r} is no word of captions; known: {', '.join(WORDS)}")
+    second = next((i for i, w in enumerate(words) if w in ("above", "below", "beside", "and")), len(words))
+    first = " ".join(words[:second])
+    found = {"colour": next((w for w in words[:second] if w in COLOURS), None), "shape": next((w for w in words[:second] if w in SHAPES + DIGITS), None),
+             "motion": next((m for m, verb in _VERB.items() if verb in first), None), "background": next((b for b in BACKGROUNDS if f"{b} background" in text), None)}
+    return {k: v for k, v in found.items() if v}
 
 def describe_format(size: int, frames: int) -> str:
     "Resolution and duration in words, as they stand before a caption."

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .captions import BACKGROUNDS, COLOURS, DIGITS, MOTIONS, SHAPES, captions_of
+from .captions import BACKGROUNDS, COLOURS, DIGITS, MOTIONS, SHAPES, attributes, captions_of
 
 if TYPE_CHECKING: from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['TILE', 'TILES', 'VideoBatch', 'draw_plan', 'paths', 'coverage', 'moving_sprites', 'contact_sheet']
+__all__ = ['TILE', 'TILES', 'VideoBatch', 'draw_plan', 'paths', 'coverage', 'moving_sprites', 'draw_script', 'contact_sheet']
 
 # %% ../../nbs/video/11_sprites.ipynb #c003
 TILE = 4  # pixels: side of a tile of the textured background, of a square of the checker
@@ -167,7 +167,7 @@ def moving_sprites(
     frames: int = 17,
     size: int = 16,  # 16 or 32: side, px
     objects: int = 1,  # 1 or 2
-    seed: int = 0,
+    seed: int = 0,  # or a list of numbers
     **fixed,  # shape, colour, motion, background by name; extent (px), speed, pan_x, pan_y (px/frame) by number
 ) -> VideoBatch:
     "Captioned videos and the true state of every frame. The same seed gives the same videos."
@@ -186,7 +186,16 @@ def _panned(plan: dict, frames: int) -> np.ndarray:  # [n, objects, frames + 1, 
     "What the camera adds to every path."
     return np.stack([plan["pan_x"], plan["pan_y"]], -1)[:, :1, None] * np.arange(frames + 1)[:, None]
 
-# %% ../../nbs/video/11_sprites.ipynb #c020
+# %% ../../nbs/video/11_sprites.ipynb #c021
+def draw_script(script: list[str], *, frames: int = 17, size: int = 16, seed: int = 0) -> VideoBatch:  # a caption for each shot, of `frames` frames each
+    "One long video; the captions are those of its shots."
+    import pandas as pd
+    if not script: raise ValueError("a script needs at least one caption, got none")
+    shots = [moving_sprites(1, frames=frames, size=size, seed=[seed, i], **attributes(text)) for i, text in enumerate(script)]
+    state = pd.concat([s.state.assign(frame=s.state.frame + i * frames, shot=i) for i, s in enumerate(shots)], ignore_index=True)
+    return VideoBatch(torch.cat([s.video for s in shots], 1), list(script), state)
+
+# %% ../../nbs/video/11_sprites.ipynb #c023
 def contact_sheet(video: Tensor, labels=None, frames=None, zoom: int = 6):  # video [B, T, 3, H, W] -> plotly Figure
     "A strip of frames for each video: time runs to the right."
     from arlm_nb.core.plotting import figure

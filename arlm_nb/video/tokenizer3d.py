@@ -15,7 +15,8 @@ from ..core.quantize import VectorQuantizer
 
 # %% auto #0
 __all__ = ['CausalConv', 'Residual', 'Grow', 'CausalVideoVQ', 'latents', 'from_latents', 'encode', 'decode', 'VideoStream',
-           'bits_per_pixel', 'vq_loss', 'clip_pool', 'start_linear', 'train_vq', 'save_vq', 'load_vq', 'make_vq']
+           'bits_per_pixel', 'reconstruct', 'vq_loss', 'critic_loss', 'clip_pool', 'start_linear', 'train_vq',
+           'save_vq', 'load_vq', 'make_vq']
 
 # %% ../../nbs/video/13_tokenizer3d.ipynb #c004
 class CausalConv(nn.Conv3d):
@@ -150,15 +151,31 @@ def bits_per_pixel(self: CausalVideoVQ, frames: int, height: int, width: int) ->
 CausalVideoVQ.stream, CausalVideoVQ.bits_per_pixel = lambda self: VideoStream(self), bits_per_pixel
 
 # %% ../../nbs/video/13_tokenizer3d.ipynb #c010
-def vq_loss(vq: CausalVideoVQ, video: Tensor, rng: torch.Generator | None = None):  # -> Loss
+def reconstruct(vq: CausalVideoVQ, video: Tensor):  # -> Loss, the video as written and read
     "L1 + 0.1 gradient difference + commitment."
     from arlm_nb.core.training import Loss
     found = vq.quantizer(vq.latents(video))
-    q, commitment = found.z_q, found.loss
-    off = (vq.from_latents(q) - video).float()
+    out, commitment = vq.from_latents(found.z_q), found.loss
+    off = (out - video).float()
     edges = sum(off.diff(dim=d).abs().mean() for d in (1, 3, 4))
     l1 = off.abs().mean()
-    return Loss(l1 + 0.1 * edges + commitment, {"l1": float(l1.detach()), "commitment": float(commitment.detach())})
+    return Loss(l1 + 0.1 * edges + commitment, {"l1": float(l1.detach()), "commitment": float(commitment.detach())}), out
+
+def vq_loss(vq: CausalVideoVQ, video: Tensor, rng: torch.Generator | None = None):  # -> Loss
+    "What a tokenizer is trained on."
+    return reconstruct(vq, video)[0]
+
+def critic_loss(model, video: Tensor, rng: torch.Generator | None = None, weight: float = 0.1):  # model: vision's WithCritic -> Loss
+    "The same, and what a critic of single frames says against them (weighted by the two gradients' lengths), and the critic's own loss."
+    from arlm_nb.core.training import Loss
+    from arlm_nb.vision.adversarial import adaptive_weight, hinge_loss
+    base, out = reconstruct(model.tokenizer, video)
+    real, fake = video.flatten(0, 1), out.flatten(0, 1)
+    own = hinge_loss(model.critic(real), model.critic(fake.detach()))
+    fixed = {k: v.detach() for k, v in model.critic.named_parameters()}
+    against = -torch.func.functional_call(model.critic, fixed, (fake,)).mean()
+    balance = adaptive_weight((out - video).abs().mean(), against, model.tokenizer.block_out.weight)
+    return Loss(base.value + weight * balance * against + own, base.parts | {"critic": float(own.detach()), "against": float(against.detach())})
 
 def clip_pool(n: int, seed: int) -> Tensor:  # uint8 [n, 17, 3, 16, 16]
     "Clips of all kinds, every fourth with two objects."
@@ -182,14 +199,19 @@ def start_linear(vq: CausalVideoVQ, clips: Tensor, seed: int = 0):  # clips [B, 
     q.codebook.copy_(torch.from_numpy(means.cluster_centers_)), q.ready.fill_(1.0)
     q.counts.copy_(torch.bincount(q.nearest(z), minlength=q.n_codes) * (2560 / len(z))), q.sums.copy_(q.codebook * q.counts[:, None])
 
-def train_vq(steps: int = 600, batch: int = 32, seed: int = 0, pool: int = 2048, codes: int = 256, lr: float = 1.5e-3, **options):  # Fit
-    "Train a tokenizer from nothing; its pool of clips is no test's."
+def train_vq(steps: int = 600, batch: int = 32, seed: int = 0, pool: int = 2048, codes: int = 256, lr: float = 1.5e-3, adversarial: bool = False, **options):  # Fit
+    "Train a tokenizer from nothing; its pool of clips is no test's. adversarial: against a critic, too."
     from arlm_nb.core.training import fit
     torch.manual_seed(seed)
     vq, clips = CausalVideoVQ(codes), clip_pool(pool, seed=1000 + seed)
     start_linear(vq, clips[::5].float() / 255, seed)
     def data(step, rng): return clips[torch.randint(len(clips), (batch,), generator=rng)].float() / 255
-    return fit(vq, data, vq_loss, steps=steps, lr=lr, warmup=20, final=0.02, seed=seed, precision="bfloat16", **options)
+    settings = dict(steps=steps, lr=lr, warmup=20, final=0.02, seed=seed, precision="bfloat16") | options
+    if not adversarial: return fit(vq, data, vq_loss, **settings)
+    from arlm_nb.vision.adversarial import PatchDiscriminator, WithCritic
+    run = fit(WithCritic(vq, PatchDiscriminator()), data, critic_loss, **settings)
+    run.model = run.model.tokenizer
+    return run
 
 # %% ../../nbs/video/13_tokenizer3d.ipynb #c011
 def save_vq(vq: CausalVideoVQ, folder, note: dict):

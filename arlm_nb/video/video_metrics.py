@@ -15,8 +15,9 @@ from .captions import COLOURS, SHAPES
 if TYPE_CHECKING: from pandas import DataFrame
 
 # %% auto #0
-__all__ = ['psnr', 'boundary_jump', 'frechet', 'frechet_video_distance', 'state_accuracy', 'fitted_motion', 'asked',
-           'caption_accuracy', 'persistence', 'VideoReport', 'video_metrics']
+__all__ = ['psnr', 'boundary_jump', 'frechet', 'frechet_video_distance', 'paired', 'state_accuracy', 'position_error',
+           'fitted_motion', 'asked', 'caption_accuracy', 'motion_accuracy', 'persistence', 'VideoReport',
+           'video_metrics']
 
 # %% ../../nbs/video/16_video_metrics.ipynb #c003
 def psnr(video: Tensor, reference: Tensor) -> float:  # both in [0, 1]
@@ -36,7 +37,7 @@ def frechet(a: Tensor, b: Tensor) -> float:  # features [n, d]
     a, b = a.double(), b.double()
     A, B = torch.cov(a.T), torch.cov(b.T)
     root = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * root)
+    return max(float((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * root), 0.0)  # rounding
 
 def frechet_video_distance(probe, a: Tensor, b: Tensor) -> float:
     "Frechet distance of features `probe.features(video) -> [B, T, d]` pooled over time (mean, and mean absolute change); not the FVD of the literature."
@@ -44,11 +45,28 @@ def frechet_video_distance(probe, a: Tensor, b: Tensor) -> float:
     return frechet(pooled(a), pooled(b))
 
 # %% ../../nbs/video/16_video_metrics.ipynb #c004
+def paired(read: DataFrame, truth: DataFrame) -> tuple[DataFrame, DataFrame]:  # both by video and frame; two objects: each with the nearer one
+    "Rows that belong together, side by side."
+    truth = truth.sort_values(["video", "frame", "object"]).reset_index(drop=True)
+    n = truth["object"].nunique()
+    if len(read) != len(truth): raise ValueError(f"{len(truth)} rows of the truth need as many of the reading, got {len(read)}")
+    if n == 1: return read.reset_index(drop=True), truth
+    read = read.sort_values(["video", "frame", "object"]).reset_index(drop=True)
+    a, b = (t[["x", "y"]].to_numpy().reshape(-1, 2, 2) for t in (read, truth))
+    far = lambda p: np.linalg.norm(p - b, axis=-1).sum(-1)
+    order = np.where((far(a[:, ::-1]) < far(a))[:, None], [1, 0], [0, 1]) + 2 * np.arange(len(a))[:, None]
+    return read.iloc[order.ravel()].reset_index(drop=True), truth
+
 def state_accuracy(read: DataFrame, truth: DataFrame) -> dict[str, float]:
-    "Share of frames with the right shape, colour, both; distance of the positions, px. One object."
-    truth = truth.sort_values(["video", "frame"]).reset_index(drop=True)
+    "Share of frames with the right shape, colour, both; distance of the positions, px."
+    read, truth = paired(read, truth)
     shape, colour = read["shape"].eq(truth["shape"]), read.colour.eq(truth.colour)
-    return {"shape": shape.mean(), "colour": colour.mean(), "both": (shape & colour).mean(), "position_error": np.hypot(read.x - truth.x, read.y - truth.y).mean()}
+    return {"shape": shape.mean(), "colour": colour.mean(), "both": (shape & colour).mean(), "position_error": position_error(read, truth).mean()}
+
+def position_error(read: DataFrame, truth: DataFrame) -> np.ndarray:  # [T], px
+    "Mean distance from the true path, by frame."
+    read, truth = paired(read, truth)
+    return np.hypot(read.x - truth.x, read.y - truth.y).groupby(truth.frame).mean().to_numpy()
 
 def fitted_motion(read: DataFrame, still: float = 0.2) -> list[str]:  # still: px/frame below which nothing moves
     "Direction of each video's first object by a line through its path: still, right, left, up, down or diagonal."
@@ -77,6 +95,12 @@ def caption_accuracy(read: DataFrame, captions: list[str]) -> dict[str, np.ndarr
     out = {k: np.array([float(cell(i, k, w[k])) if k in w else np.nan for i, w in enumerate(wants)]) for k in ("colour", "shape", "direction")}
     return out | {"all": np.array([all(cell(i, k, v) for k, v in w.items()) for i, w in enumerate(wants)], float)}
 
+def motion_accuracy(read: DataFrame, captions: list[str]) -> np.ndarray:  # [B]: 1 right, 0 wrong, NaN where the text asks for none
+    "Is the axis and the sign of the fitted velocity what the text asks for? Needs no true path."
+    moves, wants = fitted_motion(read), [asked(c).get("direction") for c in captions]
+    if len(moves) != len(wants): raise ValueError(f"{len(moves)} videos need as many captions, got {len(wants)}")
+    return np.array([np.nan if want is None else float(move == want) for move, want in zip(moves, wants)])
+
 def persistence(read: DataFrame) -> np.ndarray:  # [T]
     "Share of videos whose object is still recognised with the first frame's shape and colour, by frame."
     one = read[read.object == 0].sort_values(["video", "frame"])
@@ -89,21 +113,33 @@ class VideoReport:
     "What was measured."
     frame: DataFrame  # metric, value
     curve: np.ndarray  # persistence by frame [T]
+    off: np.ndarray | None = None  # distance from the true path by frame, px [T]
 
     def plot(self):
-        "Persistence over time."
+        "Persistence over time and, where the true path is known, the distance from it."
         from arlm_nb.core.plotting import lines
-        return lines({"frame": np.arange(len(self.curve)), "persistence": self.curve}, "frame", "persistence", x_title="frame", y_title="same object as in frame 0", height=280)
+        curves = {"persistence": self.curve} | ({} if self.off is None else {"off the path [px]": self.off})
+        return lines({"frame": np.arange(len(self.curve))} | curves, "frame", list(curves), x_title="frame", y_title="same object as in frame 0" if self.off is None else "share; pixels", height=280)
 
-def video_metrics(generated: Tensor, reference=None, captions: list[str] | None = None, *, probe, chunk: int = 4) -> VideoReport:
+def video_metrics(generated: Tensor, reference=None, captions: list[str] | None = None, *, probe=None, chunk: int = 4) -> VideoReport:
     """All metrics that the arguments allow; reference: VideoBatch (its state and pixels are the truth) or a tensor of real videos.
-    probe: reads the state, `probe.read(video) -> DataFrame` (video, frame, object, shape, colour, x, y) and, for the Frechet distance, `probe.features(video) -> [B, T, d]`."""
+    probe: reads the state, `probe.read(video) -> DataFrame` (video, frame, object, shape, colour, x, y) and, for the Frechet distance, `probe.features(video) -> [B, T, d]`; None: the shipped StateProbe."""
     import pandas as pd
-    read, out = probe.read(generated), {}
-    real = getattr(reference, "video", reference)
+    if probe is None:
+        from arlm_nb.video.probe import load_probe
+        probe = load_probe()
+    real, state = getattr(reference, "video", reference), getattr(reference, "state", None)
+    two = state is not None and state["object"].nunique() == 2
+    read, out = probe.read(generated, objects=2) if two else probe.read(generated), {}
     if real is not None and real.shape == generated.shape: out["psnr"] = psnr(generated, real)
-    if hasattr(reference, "state"): out |= state_accuracy(read, reference.state)
-    if captions is not None: out |= {f"caption {k}": np.nanmean(v) for k, v in caption_accuracy(read, captions).items()}
+    if state is not None: out |= state_accuracy(read, state)
+    if captions is not None:
+        out |= {f"caption {k}": _mean(v) for k, v in caption_accuracy(read, captions).items()} | {"motion_accuracy": _mean(motion_accuracy(read, captions))}
     if real is not None and hasattr(probe, "features"): out["frechet"] = frechet_video_distance(probe, generated, real)
     if generated.shape[1] > chunk + 1: out["boundary_jump"] = boundary_jump(generated, chunk)
-    return VideoReport(pd.DataFrame({"metric": list(out), "value": [float(v) for v in out.values()]}), persistence(read))
+    table = pd.DataFrame({"metric": list(out), "value": [float(v) for v in out.values()]})
+    return VideoReport(table, persistence(read), None if state is None else position_error(read, state))
+
+def _mean(values: np.ndarray) -> float:
+    "Of those that are known; NaN where none is."
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

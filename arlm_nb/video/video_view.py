@@ -37,9 +37,12 @@ def player_figure(video: Tensor, codes: Tensor | None, frame: int, ct: int = 4, 
     title = f"frame {frame}" + ("" if codes is None else f", latent frame {k}: {int(changed.sum())} of {changed.numel()} codes changed")
     return fig.update_layout(template=theme(), height=330, title_text=title).update_xaxes(visible=False).update_yaxes(visible=False)
 
-def video_player(video: Tensor, codes: Tensor | None = None, probe=None, ct: int = 4):  # video [T, 3, H, W] -> Controls
+def video_player(video: Tensor, codes: Tensor | None = None, probe=None, ct: int = 4):  # video [T, 3, H, W]; probe: a reader of the state, True for the shipped one -> Controls
     "A slider over time; codes beside the picture, what a probe sees over it."
     from arlm_nb.core.controls import Controls
     if video.dim() != 4: raise ValueError(f"video must be [T, 3, H, W], got {list(video.shape)}")
+    if probe is True:
+        from arlm_nb.video.probe import load_probe
+        probe = load_probe()
     seen = None if probe is None else probe.read(video[None])
     return Controls(lambda frame: player_figure(video, codes, frame, ct, seen), frame=(0, len(video) - 1, 1, len(video) // 2))
