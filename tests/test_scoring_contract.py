@@ -16,6 +16,7 @@ from arlm_nb.objectives.xlnet_model import XLNet
 from arlm_nb.theory.arrow_fit import RecurrentLM
 from arlm_nb.theory.markov_table import ChainLM
 from arlm_nb.theory.model_zoo import Tempered
+from arlm_nb.timeseries.companion_mixer import CompanionTransformer
 from arlm_nb.translation.gnmt_model import GNMT
 
 V = 12
@@ -30,6 +31,7 @@ KINDS = {
     "transformer": (lambda: any_lm("transformer"), True),
     "xlnet": (lambda: XLNet(V, 16, 2, 2), True),
     "hla": (lambda: Transformer(TransformerConfig(V, 16, 2, 2, context_length=32), mixer=HLAMixer), False),
+    "companion": (lambda: CompanionTransformer(TransformerConfig(V, 16, 2, 2, context_length=32, positions="none")), False),
     "gru": (lambda: RecurrentLM(V), False),
     "lstm, tempered": (lambda: Tempered(RecurrentLM(V, cell="lstm").eval(), 2.0), False),
     "gnmt": (lambda: GNMT(V, 16, 2).eval().given([3, 4, 5]), False),

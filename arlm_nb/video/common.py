@@ -12,7 +12,8 @@ __all__ = ['ATTRIBUTES', 'WORDS', 'attributes', 'caption', 'captions_of', 'descr
 from .captions import ATTRIBUTES, WORDS, attributes, caption, captions_of, describe_format, scripts, video_offset, video_tokenizer
 from .denoiser import VideoDenoiser
 from .load_videos import load_videos
-from .packing import Packed, guide, text_video_ids
+from .packing import Packed, text_video_ids
+from ..core.heads import guide
 from .probe import StateProbe
 from .sprites import VideoBatch, contact_sheet, draw_script, moving_sprites
 from .token_sprites import TokenVideos, read_tokens, token_sprites

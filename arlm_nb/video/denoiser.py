@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.heads import flow_loss, guided, integrate, time_features
+from ..core.heads import flow_loss, guide, integrate, timestep_embedding
 
 # %% auto #0
 __all__ = ['Turned', 'FactorConv', 'ConditionAttention', 'Level', 'VideoDenoiser', 'velocity', 'clean', 'loss', 'sample']
@@ -107,8 +107,8 @@ def velocity(self: VideoDenoiser, x: Tensor,  # [B, T, C, H, W]
     "Where to go from x."
     cond, keep = self._checked(x.shape, cond, mask)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    e = self.time(time_features((t[:, None] if t.dim() == 1 else t).expand(x.shape[:2]), 32))
-    at = self.frame(time_features(torch.arange(x.shape[1], device=x.device) / 64, 16))[None, :, None, None]
+    e = self.time(timestep_embedding((t[:, None] if t.dim() == 1 else t).expand(x.shape[:2]), 32))
+    at = self.frame(timestep_embedding(torch.arange(x.shape[1], device=x.device) / 64, 16))[None, :, None, None]
     a = self.down[0](self.stem(x.movedim(2, 1)).movedim(1, -1) + at, e, cond, keep)
     b = self.down[1](self.to_half(_fold(a)), e, cond, keep)
     c = self.up[0](self.down[2](self.to_quarter(_fold(b)), e, cond, keep), e, cond, keep)
@@ -164,7 +164,7 @@ def sample(self: VideoDenoiser, cond: Tensor | None,  # [B, S, cond_dim]
     def v(x, t):
         at = torch.where(given, 1.0, t)
         own = self(x, at, said, keep)
-        if guidance != 1: own = guided(own, self(x, at), guidance)
+        if guidance != 1: own = guide(own, self(x, at), guidance)
         return own.masked_fill(given[:, :, None, None, None], 0.0)
     return integrate(v, x, steps, method)
 

@@ -15,7 +15,8 @@ from ..core.sampling import row_generators, warp
 from .ar_df import drop_text, hide
 from .frame_masks import frame_causal
 from .lumos_model import Lumos
-from .packing import Packed, guide, text_video_ids
+from ..core.heads import guide
+from .packing import Packed, text_video_ids
 
 # %% auto #0
 __all__ = ['still_hidden', 'unmask_step', 'FrameWriter', 'write_frames', 'generate_frames', 'lumos_decoder', 'passes']

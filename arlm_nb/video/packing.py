@@ -12,7 +12,7 @@ from torch import Tensor
 from .captions import BOV, EOV, FRAME, PAD, video_offset
 
 # %% auto #0
-__all__ = ['PADDING', 'TEXT', 'VIDEO', 'Packed', 'text_video_ids', 'guide']
+__all__ = ['PADDING', 'TEXT', 'VIDEO', 'Packed', 'text_video_ids']
 
 # %% ../../nbs/video/15_packing.ipynb #c003
 PADDING, TEXT, VIDEO = -1, 0, 1  # segments
@@ -74,8 +74,3 @@ def text_video_ids(
     none, zero = torch.full((B, n), -1), torch.zeros(B, n, dtype=torch.long)
     return Packed(join(text, video), join(segment, torch.ones_like(video)), join(none, at[..., 0]), join(zero, at[..., 1]), join(zero, at[..., 2]),
                   join(zero.bool(), code), tuple(codes.shape[1:]))
-
-# %% ../../nbs/video/15_packing.ipynb #c005
-def guide(conditional: Tensor, unconditional: Tensor, w: float) -> Tensor:  # logits or velocities; w = 1: the conditional one
-    "Classifier-free guidance: uncond + w (cond - uncond)."
-    return unconditional + w * (conditional - unconditional)
