@@ -194,12 +194,25 @@ class ConvCodec(Codec):
         self.decoder = nn.ModuleList([CausalConv1d(c.latent, w[-1], 3), *mixed(len(c.strides))])
         for i, s in list(enumerate(c.strides))[::-1]: self.decoder.extend([Grow1d(w[i + 1], w[i], s), *mixed(i)])
         self.decoder.extend([nn.ELU(), CausalConv1d(w[0], 1, 7)])
+        self.register_buffer("center", torch.zeros(c.latent))  # the quantiser sees (z - center) turn; `whiten` sets them
+        self.register_buffer("turn", torch.eye(c.latent)), self.register_buffer("back", torch.eye(c.latent))
 
     def latents(self, wave: Tensor, memory: dict | None = None) -> Tensor:  # [..., n] -> [..., n / hop, D]
-        return _run(self.encoder, wave.reshape(-1, 1, wave.shape[-1]), memory).movedim(1, 2).reshape(*wave.shape[:-1], -1, self.config.latent)
+        z = _run(self.encoder, wave.reshape(-1, 1, wave.shape[-1]), memory).movedim(1, 2)
+        return ((z - self.center) @ self.turn).reshape(*wave.shape[:-1], -1, self.config.latent)
 
     def from_latents(self, z: Tensor, memory: dict | None = None) -> Tensor:  # [..., T, D] -> [..., T * hop]
-        return _run(self.decoder, z.reshape(-1, *z.shape[-2:]).movedim(1, 2), memory).reshape(*z.shape[:-2], -1)
+        shape = z.shape[:-2]
+        z = z.reshape(-1, *z.shape[-2:]) @ self.back + self.center
+        return _run(self.decoder, z.movedim(1, 2), memory).reshape(*shape, -1)
+
+    @torch.no_grad()
+    def whiten(self, wave: Tensor):
+        "Turn and scale the latents so that on these waves all dimensions have variance 1 and none goes with another; what is heard stays as it was."
+        z = _run(self.encoder, wave[:, None], None).movedim(1, 2).flatten(0, 1).double()
+        e, v = torch.linalg.eigh(torch.cov(z.T))
+        size = e.clamp(min=1e-6 * float(e.max())).sqrt()
+        self.center.copy_(z.mean(0)), self.turn.copy_(v / size), self.back.copy_((v * size).T)
 
     def forward(self, wave: Tensor, rng: torch.Generator | None = None, quantized: bool = True) -> tuple[Tensor, Tensor]:  # [B, n] -> the same through the codes, commitment
         "In training: some rows with few books, gradients straight through. Not quantized: an autoencoder."

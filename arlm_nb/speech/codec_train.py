@@ -71,6 +71,7 @@ def adversarial_loss(start: int = 0, weight: float = 0.1, features: float = 1.0,
     if min(start, weight, features, free) < 0: raise ValueError(f"start, weight, features and free must be >= 0, got {start}, {weight}, {features} and {free}")
     def run(model: CodecWithCritic, wave: Tensor, rng: torch.Generator) -> Loss:
         model.steps += model.training
+        if free and model.training and int(model.steps) == free + 1: model.codec.whiten(wave)
         base = codec_loss(model.codec, wave, rng, made := [], quantized=int(model.steps) > free)
         fixed = {k: v.detach() for k, v in model.critic.named_parameters()}
         judge = lambda x: torch.func.functional_call(model.critic, fixed, (x,))
@@ -103,7 +104,7 @@ def crops(batch: int = 8, samples: int = 8000):  # data(step, rng) -> [batch, sa
     return data
 
 # %% ../../nbs/speech/26_codec_train.ipynb #c012
-def train_codec(steps: int = 3600, batch: int = 8, free: int = 1200, start: int = 2900, seed: int = 0, config: ConvCodecConfig | None = None, **options):  # Fit
+def train_codec(steps: int = 2800, batch: int = 8, free: int = 1000, start: int = 2300, seed: int = 0, config: ConvCodecConfig | None = None, **options):  # Fit
     "From nothing; quantised after `free` steps; the critic counts from step `start` on."
     from arlm_nb.core.training import fit
     torch.manual_seed(seed)
@@ -112,7 +113,7 @@ def train_codec(steps: int = 3600, batch: int = 8, free: int = 1200, start: int 
     return fit(model, crops(batch), adversarial_loss(start, free=free), steps=steps, seed=seed, **how)
 
 @makes("speech/codec")
-def make_codec(steps: int = 3600):
+def make_codec(steps: int = 2800):
     "Train, save and measure `speech/codec`."
     from arlm_nb.core.checkpoints import load_checkpoint, save_checkpoint
     from arlm_nb.core.paths import writable_path
