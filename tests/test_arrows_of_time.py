@@ -9,7 +9,7 @@ from tests.models import FAMILIES, VOCAB, any_lm
 from arlm_nb.core.generation import decoders, get_decoder
 from arlm_nb.core.lm import TableLM
 from arlm_nb.core.tokenizer import Tokenizer
-from arlm_nb.theory import arrow_score, arrows_of_time as aot
+from arlm_nb.theory import arrow_score, arrow_sweep, arrows_of_time as aot
 from arlm_nb.theory.arrow_exact import ring_losses
 from arlm_nb.theory.arrow_fit import string_losses
 from arlm_nb.theory.arrow_languages import f2_inverse, f2_rank
@@ -39,6 +39,27 @@ def test_reversing_twice_changes_nothing(n, context, seed):
     turned = aot.reverse_windows(ids, context)
     assert torch.equal(aot.reverse_windows(turned, context), ids)
     for a, b in zip(ids.split(context, 1), turned.split(context, 1)): assert torch.equal(a.flip(1), b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("ab é語\n", max_size=12), min_size=1, max_size=5))
+def test_rows_decode_to_their_documents(texts):
+    for tokenizer, spelled in ((bpe, "forward"), (backward_bpe, "backward")):
+        row = aot.encode_row(texts, tokenizer, spelled)
+        assert aot.decode_row(row, tokenizer, spelled) == texts
+
+
+def test_sweep_of_a_pair():
+    text = [f"document {i} of some words " * (1 + i % 9) for i in range(40)]
+    data = aot.arrow_data(text, bpe, 16)
+    nll = torch.rand(2, 2, *data.test.shape, generator=torch.Generator().manual_seed(0))
+    models = {("forward", 0): aot.small_model("gru", 8)(data)}
+    found = arrow_sweep.as_found("x", aot.Arrow(nll, data, models=models))
+    part = arrow_sweep.pieces(data, 64)
+    assert part.shape == (data.test.numel(),) and part.bincount().max() <= 64 and (part.unique() == torch.arange(int(part.max()) + 1)).all()
+    assert np.allclose(found.losses.sum(2), nll.double().sum((2, 3))) and np.isclose(found.gap.value, aot.Arrow(nll, data).gap)
+    assert np.allclose(found.read[1], nll[1].flip(-1).mean(1)) and aot.growth(found, found) == (0.0, 0.0, 0.0)
+    assert set(aot.load_sweep()) == set(aot.CELLS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,6 +133,7 @@ def test_one_seed_warns():
 
 
 bpe = Tokenizer.train(["a text of some words, to be cut"], "bpe", 260)
+backward_bpe = Tokenizer.train(["a text of some words, to be cut"[::-1]], "bpe", 260)
 table = TableLM.random(3, 1)
 table.tokenizer = Tokenizer.from_symbols(["a", "b", "c"])
 other = TableLM.random(3, 1)
@@ -133,6 +155,9 @@ other.tokenizer = Tokenizer.from_symbols(["b", "a", "c"])
     (lambda: aot.score_directions(table, table, ["a b"]), "has no start token"),
     (lambda: aot.ngram_arrow([1, 2, 3] * 100, 2, -1.0), "alpha must be > 0"),
     (lambda: aot.load_run("prime"), "nearest: primes"),
+    (lambda: aot.decode_row(torch.arange(3), bpe, "up"), "direction must be forward or backward, got 'up'"),
+    (lambda: aot.text_corpus("poems"), "text must be docs or code, got 'poems'"),
+    (lambda: aot.growth(aot.load_sweep()["base"], aot.load_sweep()["code"]), "measured on the same pieces"),
     (lambda: aot.small_model("mamba"), "kind must be gpt, gru or lstm"),
 ])
 def test_bad_input(call, says):

@@ -4,6 +4,7 @@ import torch
 from tests.models import VOCAB, any_lm
 
 from arlm_nb.prompting import few_shot as F
+from arlm_nb.prompting.shot_prompts import part_of
 
 
 class Letters:
@@ -16,7 +17,7 @@ class Letters:
 
 def test_names_of_the_card():
     names = ("Task TASKS task_suite build_prompt fit_k score_options evaluate_task EvalResult evaluate_suite in_context_curve scaling_gap contamination quality_filter "
-             "minhash_deduplicate gpt3_config banded_mask human_or_machine").split()
+             "minhash_deduplicate gpt3_config banded_mask human_or_machine tune_k tuned_suite draw_mixture").split()
     assert [n for n in names if not hasattr(F, n)] == []
 
 
@@ -46,7 +47,27 @@ def test_suite_and_curve():
     assert F.fit_k(lm, task, 30) == 7  # eight different questions: the query and seven others
 
 
+@pytest.mark.parametrize("name", ["transformer", "gpt2", "llama"])
+def test_k_is_tuned_on_questions_that_are_not_tested(name):
+    lm, asked = any_lm(name), []
+    lm.tokenizer = Letters()
+    def draw(rng):
+        asked.append(x := "".join(rng.choices("abcdefgh", k=2)))
+        return F.Example(x, "x", ("x", "y", "z"))
+    task = F.Task("letters", "", draw, "choice", form="{x}:{y}", delimiter=" ")
+    tuned = F.tune_k(lm, task, (0, 2, 4), n=10)
+    seen = {s.query for r in tuned.found.values() for s in r.shots} | {d.query for r in tuned.found.values() for s in r.shots for d in s.demonstrations}
+    assert all(part_of(q) == "dev" for q in seen) and any(part_of(q) == "test" for q in asked)  # such a question is drawn again
+    test = F.evaluate_task(lm, task, k=tuned.k, n=10, part="test")
+    assert not seen & {s.query for s in test.shots}
+    row = F.tuned_suite(lm, {"letters": task}, (0, 2), dev=10, n=10, tried=(0, 2, 4)).iloc[0]
+    assert row.k == tuned.k and row.tuned == test.accuracy and row.dev == max(tuned.accuracy.values())
+
+
 @pytest.mark.parametrize("call, message", [
+    (lambda: F.tune_k(None, F.TASKS["cloze"], ()), "shots must hold at least one number"),
+    (lambda: F.shots_of(F.TASKS["cloze"], 1, 1, part="train"), "part must be None, 'dev' or 'test', got 'train'"),
+    (lambda: F.draw_mixture({"a": []}, {"a": 1.0}, 1), "each source needs documents and a share"),
     (lambda: F.shots_of(F.TASKS["cloze"], -1, 1), "k must be >= 0"),
     (lambda: F.build_prompt(F.TASKS["cloze"], [], "x", k=1), "k = 1 demonstrations were asked for and 0 given"),
     (lambda: F.task_suite(["nothing"]), "unknown task"),

@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['spoilt_curves', 'share_kept', 'few_shot_claim', 'alternating', 'banded_mask', 'gpt3_config', 'gpt3_schedule',
-           'parameter_count', 'score_options', 'clean_scores', 'contamination', 'minhash_deduplicate', 'quality_filter',
-           'EvalResult', 'evaluate_suite', 'evaluate_task', 'in_context_curve', 'scaling_gap', 'shot_gain', 'speedup',
-           'load_sizes', 'mix_tasks', 'Shot', 'build_prompt', 'complete', 'fit_k', 'score_shots', 'shots_of',
-           'HumanOrMachine', 'human_or_machine', 'TASKS', 'Example', 'Task', 'add_task', 'task_suite']
+           'parameter_count', 'score_options', 'clean_scores', 'contamination', 'draw_mixture', 'minhash_deduplicate',
+           'quality_filter', 'EvalResult', 'evaluate_suite', 'evaluate_task', 'in_context_curve', 'scaling_gap',
+           'shot_gain', 'speedup', 'load_sizes', 'mix_tasks', 'Shot', 'build_prompt', 'complete', 'fit_k',
+           'score_shots', 'shots_of', 'TunedK', 'tune_k', 'tuned_suite', 'HumanOrMachine', 'human_or_machine', 'TASKS',
+           'Example', 'Task', 'add_task', 'task_suite']
 
 # %% ../../nbs/prompting/02_few_shot.ipynb #c002
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,17 @@ from collections.abc import Mapping, Sequence
 from ..core.claims import Measured, claim
 from .gpt3_sizes import alternating, banded_mask, gpt3_config, gpt3_schedule, parameter_count
 from .options import score_options
-from .shot_data import clean_scores, contamination, minhash_deduplicate, quality_filter
+from .shot_data import clean_scores, contamination, draw_mixture, minhash_deduplicate, quality_filter
 from .shot_evaluation import EvalResult, curve_figure, evaluate_suite, evaluate_task, in_context_curve, scaling_gap, shot_gain, speedup, task_figure
 from .shot_mix import MAPS, load_sizes, mix_tasks
 from .shot_prompts import Shot, build_prompt, complete, fit_k, score_shots, shots_of
+from .shot_tuning import TunedK, tune_k, tuned_suite
 from .shot_view import HumanOrMachine, human_or_machine, inspector
 from .task_suite import TASKS, Example, Task, add_task, task_suite
 
-_all_ = ["alternating", "banded_mask", "gpt3_config", "gpt3_schedule", "parameter_count", "score_options", "clean_scores", "contamination", "minhash_deduplicate",
+_all_ = ["alternating", "banded_mask", "gpt3_config", "gpt3_schedule", "parameter_count", "score_options", "clean_scores", "contamination", "draw_mixture", "minhash_deduplicate",
          "quality_filter", "EvalResult", "evaluate_suite", "evaluate_task", "in_context_curve", "scaling_gap", "shot_gain", "speedup", "load_sizes", "mix_tasks", "Shot",
-         "build_prompt", "complete", "fit_k", "score_shots", "shots_of", "HumanOrMachine", "human_or_machine", "TASKS", "Example", "Task", "add_task", "task_suite"]
+         "build_prompt", "complete", "fit_k", "score_shots", "shots_of", "TunedK", "tune_k", "tuned_suite", "HumanOrMachine", "human_or_machine", "TASKS", "Example", "Task", "add_task", "task_suite"]
 
 # %% ../../nbs/prompting/02_few_shot.ipynb #c014
 def spoilt_curves(lm, tasks: Mapping[str, Task], k: int = 8, n: int = 100, seed: int = 0) -> dict[str, dict]:  # condition -> task -> EvalResult
@@ -37,7 +39,7 @@ def share_kept(found: Mapping[str, Mapping[str, EvalResult]], condition: str, na
     mean = lambda c: sum(found[c][n].accuracy for n in names) / len(names)
     return (mean(condition) - mean("none")) / max(mean("right") - mean("none"), 1e-9)
 
-# %% ../../nbs/prompting/02_few_shot.ipynb #c016
+# %% ../../nbs/prompting/02_few_shot.ipynb #c018
 @claim(
     "few_shot",
     paper="few-shot GPT-3 175B: 100% on 2-digit addition, 80.4% on 3-digit addition, 86.4% on LAMBADA, 71.2% on TriviaQA; the gap from zero- to few-shot widens with size",

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['MIXTURE', 'plain_words', 'grams', 'contamination', 'clean_scores', 'QualityFilter', 'quality_filter', 'minhash',
-           'minhash_deduplicate', 'epochs']
+           'minhash_deduplicate', 'epochs', 'draw_mixture']
 
 # %% ../../nbs/prompting/18_shot_data.ipynb #c002
 import hashlib
@@ -110,3 +110,19 @@ def epochs(mixture: Mapping[str, tuple[float, float]] = MIXTURE, tokens: float =
     "How often each data set is read in a run of so many tokens (paper, table 2.2; shares are normalised, they add up to 1.01 there)."
     whole = sum(share for share, _ in mixture.values())
     return {name: share / whole * tokens / size for name, (share, size) in mixture.items()}
+
+# %% ../../nbs/prompting/18_shot_data.ipynb #c014
+def draw_mixture(
+    sources: Mapping[str, Sequence],  # name -> documents
+    shares: Mapping[str, float],  # name -> weight, of any sum
+    n: int, seed: int = 0,
+) -> list[tuple[str, object]]:  # (source, document)
+    "n documents, sources drawn by weight and not by size; a source read to its end begins again in another order."
+    if set(sources) != set(shares) or not all(map(len, sources.values())): raise ValueError(f"each source needs documents and a share, got {sorted(sources)} and {sorted(shares)}")
+    rng, names, weights = np.random.default_rng(seed), list(shares), np.array(list(shares.values()), dtype=float)
+    left: dict[str, list[int]] = {s: [] for s in names}
+    out = []
+    for s in (names[i] for i in rng.choice(len(names), n, p=weights / weights.sum())):
+        if not left[s]: left[s] = rng.permutation(len(sources[s])).tolist()
+        out.append((s, sources[s][left[s].pop()]))
+    return out

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'SCRAMBLES', 'KINDS', 'USES', 'Example', 'Task', 'add_task', 'task_suite', 'plain_sum', 'composite', 'words',
-           'cloze', 'made_up', 'novel_word']
+           'cloze', 'made_up', 'novel_word', 'true_or_false']
 
 # %% ../../nbs/prompting/14_task_suite.ipynb #c002
 import random
@@ -144,6 +144,13 @@ def _classify(rng: random.Random, labels: dict[str, str]) -> Example:
     return Example(rng.choice(KINDS[kind].split()), labels[kind], tuple(labels.values()))
 
 
+def true_or_false(rng: random.Random) -> Example:
+    "A binary question, its labels by their natural names (paper, section 2.4)."
+    kind, said = (rng.choice(list(KINDS)) for _ in range(2))
+    said = kind if rng.random() < 1 / 3 else said  # half of them are true
+    return Example(f"A {rng.choice(KINDS[kind].split())} is a kind of {said}.", str(said == kind), ("True", "False"))
+
+
 def _exchanged(rng: random.Random) -> Callable:
     turn = rng.randrange(1, len(KINDS))
     kinds = list(KINDS)
@@ -165,6 +172,7 @@ def _lexicon(rng: random.Random, size: int = 6) -> Callable:
 add_task(Task("cloze", "Fill in the blank with the last word.", cloze, "choice", form="{x} -> {y}", family="language"))
 add_task(Task("novel_word", "Use the new word in a sentence.", novel_word, "choice", form="{x}\n{y}", family="language"))
 add_task(Task("classify", "What kind of thing is it?", partial(_classify, labels={k: k for k in KINDS}), "choice", family="classification"))
+add_task(Task("true_or_false", "True or False?", true_or_false, "choice", form="{x} -> {y}", delimiter="\n", family="classification"))
 add_task(Task("classify_exchanged", "Give the label.", _exchanged(random.Random(0)), "choice", rule=_exchanged, family="classification"))
 add_task(Task("classify_abstract", "Give the label.", _abstract(random.Random(0)), "choice", rule=_abstract, family="classification"))
 add_task(Task("lexicon", "Translate with the words seen so far.", _lexicon(random.Random(0)), form="{x} = {y}", delimiter="\n", rule=_lexicon, family="translation"))
