@@ -72,7 +72,7 @@ def adversarial_loss(start: int = 0, weight: float = 0.1, features: float = 1.0,
     def run(model: CodecWithCritic, wave: Tensor, rng: torch.Generator) -> Loss:
         model.steps += model.training
         if free and model.training and int(model.steps) == free + 1: model.codec.whiten(wave)
-        base = codec_loss(model.codec, wave, rng, made := [], quantized=int(model.steps) > free)
+        base = codec_loss(model.codec, wave, rng, made := [], quantized=not free or int(model.steps) > free)
         fixed = {k: v.detach() for k, v in model.critic.named_parameters()}
         judge = lambda x: torch.func.functional_call(model.critic, fixed, (x,))
         real, fake = model.critic(wave), model.critic(made[0].detach())
