@@ -39,7 +39,7 @@ def test_batches_of_one_length_and_rows_that_end():
     both = sample(lm, prompts, max_new_tokens=6, seed=2, stop=[11, 12])
     assert all(1 <= len(g.ids) <= 6 for g in both)
     assert sample(lm, prompts[0], max_new_tokens=6, seed=2, stop=[11, 12]).ids == both[0].ids
-    with pytest.raises(ValueError, match="cannot be honoured"): sample(lm, [[1], [2, 3]], max_new_tokens=2)
+    with pytest.raises(ValueError, match="pass prompts of one length"): sample(lm, [[1], [2, 3]], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
