@@ -8,7 +8,8 @@ from arlm_nb.core.generation import decoders, get_decoder
 from arlm_nb.core.training import fit
 from arlm_nb.vision import next_x as X
 from arlm_nb.vision import tokenizers as K
-from arlm_nb.vision.image_vae import load_module, make_module, save_module
+from arlm_nb.core.checkpoints import load_module, save_checkpoint
+from arlm_nb.train_checkpoints import make_module
 
 TINY = dict(d_model=16, n_layers=1, n_heads=2)
 
@@ -100,7 +101,7 @@ def test_times_are_uniform_and_independent():
 
 def test_saved_and_loaded(tmp_path):
     model = tiny("scale")
-    save_module(model, tmp_path / "m", dtype=torch.float32)
+    save_checkpoint(model, tmp_path / "m", dtype=torch.float32)
     again = X.load_next_x(tmp_path / "m")
     a, b = (X.sample_tokens(m, torch.tensor([1, 2]), steps=2, rng=torch.Generator().manual_seed(0)) for m in (model, again))
     assert torch.equal(a, b) and again.layout.kind == "scale"
@@ -109,9 +110,8 @@ def test_saved_and_loaded(tmp_path):
 
 def test_an_interrupted_training_saves_nothing_as_finished(tmp_path, monkeypatch):
     from arlm_nb import train_checkpoints
-    from arlm_nb.core import paths
     monkeypatch.setattr(train_checkpoints, "run_folder", lambda name: tmp_path / "run" / name)
-    monkeypatch.setattr(paths, "writable_path", lambda *parts: tmp_path.joinpath("out", *parts))
+    monkeypatch.setattr(train_checkpoints, "writable_path", lambda *parts: tmp_path.joinpath("out", *parts))
     data = X.latent_batches(4)
     def stops(step, rng):
         if step == 3: raise KeyboardInterrupt

@@ -11,7 +11,8 @@ from arlm_nb.video import common
 from arlm_nb.video.captions import COLOURS, SHAPES, attributes, captions_of
 from arlm_nb.video.denoiser import VideoDenoiser
 from arlm_nb.video.load_videos import load_videos, read_clip
-from arlm_nb.video.probe import StateProbe, load_probe, save_probe, targets
+from arlm_nb.core.checkpoints import save_checkpoint
+from arlm_nb.video.probe import StateProbe, load_probe, targets
 from arlm_nb.video.sprites import draw_script, moving_sprites
 from arlm_nb.video.token_sprites import appearance, appearance_codes, cells, read_tokens, token_sprites
 from arlm_nb.video.tokenizer3d import load_vq
@@ -73,7 +74,7 @@ def test_probe_sees_single_frames(probe):
 def test_probe_comes_back_from_a_folder(tmp_path, probe):
     torch.manual_seed(0)
     own = StateProbe(width=16, depth=1)
-    save_probe(own, tmp_path / "own", {})
+    save_checkpoint(own, tmp_path / "own", dtype=torch.int8)
     again, video = load_probe(tmp_path / "own"), torch.rand(1, 2, 3, 16, 16)
     assert again.settings == own.settings and not again.training
     assert float((again.features(video) - own.features(video)).abs().max()) < 0.05  # int8 rows

@@ -96,11 +96,11 @@ def test_pair_losses_agree_with_brute_force_and_do_not_depend_on_the_order():
 def test_the_shipped_encoders(tmp_path):
     from arlm_nb.vision.dual_encoder import load_pair, retrieval
     from arlm_nb.vision.features import digit_accuracy, load_features
-    from arlm_nb.vision.image_vae import save_module
+    from arlm_nb.core.checkpoints import save_checkpoint
     found = retrieval(load_pair(), 64, seed=5)
     assert found["caption"] > 0.8 and found["picture"] > 0.7 and found["chance"] < 0.1
     net = load_features()
     assert digit_accuracy(net) > 0.95
-    again = load_features(save_module(net, tmp_path / "net", dtype=torch.int8))
+    again = load_features(save_checkpoint(net, tmp_path / "net", dtype=torch.int8))
     assert digit_accuracy(again) > 0.95
     with pytest.raises(ValueError, match="not a FeatureNet"): load_features("shapes-clip")

@@ -10,7 +10,7 @@ from arlm_nb.vision import reference_lms as R
 from arlm_nb.vision import tokenizers as K
 from arlm_nb.vision.captions import captioned_shapes, smooth_noise
 from arlm_nb.vision.features import FeatureNet, band_accuracy, digit_accuracy, digit_pictures, load_features, photo_patches
-from arlm_nb.vision.image_vae import save_module
+from arlm_nb.core.checkpoints import save_checkpoint
 from arlm_nb.vision.shapes import all_scenes, scene_oracle
 
 NAMES = "shapes-vq128 shapes-vq512 shapes-vae shapes-var shapes-ar shapes-var-lm shapes-clip digits-vq64 digits-features photos-vq512 photos-features".split()
@@ -34,7 +34,7 @@ def test_tokenizers_do_what_their_notes_say(name, tmp_path):
     if "shapes" in name: assert scene_oracle(back.clamp(-1, 1)).valid_rate > 0.98
     if "digits" in name: assert digit_accuracy(load_features(), lambda x: t.decode(t.encode(x))) > 0.95
     assert torch.equal(t.encode(x[5:6]), ids[5:6])
-    again = K.load_vq(save_module(t, tmp_path / "again", dtype=torch.float32))
+    again = K.load_vq(save_checkpoint(t, tmp_path / "again", dtype=torch.float32))
     assert torch.equal(again.encode(x), ids)
 
 

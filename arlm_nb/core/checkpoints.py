@@ -2,12 +2,14 @@
 
 # %% auto #0
 __all__ = ['builders', 'makers', 'read_tensors', 'write_tensors', 'save_checkpoint', 'builds', 'load_checkpoint', 'read_note',
-           'checkpoint_names', 'english_model', 'checkpoint_path', 'load_lm', 'makes', 'in_order']
+           'checkpoint_names', 'english_model', 'checkpoint_path', 'checkpoint_folder', 'load_module', 'load_lm',
+           'makes', 'in_order']
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c002
 import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,28 +60,27 @@ def _to_rows(tensors: dict) -> dict:
 def _from_rows(tensors: dict) -> dict:
     return {k: (_rows(v).float() * tensors[k + _SCALE].float()).view(v.shape) if k + _SCALE in tensors else v for k, v in tensors.items() if not k.endswith(_SCALE)}
 
-
 # %% ../../nbs/core/31_checkpoints.ipynb #c006
-def save_checkpoint(lm: Transformer,
+def save_checkpoint(model: torch.nn.Module,  # with a `config` (the arguments that build it), if it takes any; a `name` and a `tokenizer`, if it has them
                     folder: str | Path,  # made if needed; replaced as a whole if it is there
                     note: dict | None = None,  # how it was made: data, seed, steps, losses, command
                     dtype: torch.dtype = torch.float16,  # of the weights; torch.int8: matrices in int8 rows
                     ) -> Path:
-    "Save a model: weights, configuration, tokenizer, note. A kind other than `Transformer` is named as `model` in the note."
+    "Save a model: weights, configuration, tokenizer, note. Its kind is its class's name (of a language model: `Transformer`), or `model` of the note."
     folder = Path(folder)
     fresh = folder.with_name(folder.name + ".tmp")
     if fresh.exists(): shutil.rmtree(fresh)
-    again = _shared(lm)
-    write_tensors(fresh / "model.safetensors", {k: v for k, v in lm.state_dict().items() if k not in again}, {"format": "arlm_nb"}, dtype)
-    size = sum(p.numel() for p in lm.parameters())
-    (fresh / "note.json").write_text(
-        json.dumps({"model": "Transformer", "name": lm.name, "parameters": size, "config": lm.config.to_dict()} | (note or {}), indent=1)
-        + "\n"
-    )
-    if lm.tokenizer is not None: lm.tokenizer.save(fresh / "tokenizer.json")
+    again, config = _shared(model), getattr(model, "config", {})
+    write_tensors(fresh / "model.safetensors", {k: v for k, v in model.state_dict().items() if k not in again}, {"format": "arlm_nb"}, dtype)
+    about = {"model": "Transformer" if isinstance(model, Transformer) else type(model).__name__, "name": getattr(model, "name", f"{folder.parent.name}/{folder.name}"),
+             "parameters": sum(p.numel() for p in model.parameters()), "config": config if isinstance(config, dict) else config.to_dict()}
+    (fresh / "note.json").write_text(json.dumps(about | (note or {}), indent=1) + "\n")
+    if hasattr(tokenizer := getattr(model, "tokenizer", None), "save"): tokenizer.save(fresh / "tokenizer.json")
     if folder.exists(): shutil.rmtree(folder)
     fresh.rename(folder)
     return folder
+
+
 def _shared(model: torch.nn.Module) -> dict[str, str]:  # {name: the name under which the same memory came first}
     "Tied weights are written once."
     first, again = {}, {}
@@ -87,7 +88,6 @@ def _shared(model: torch.nn.Module) -> dict[str, str]:  # {name: the name under 
         at = (v.data_ptr(), v.shape, v.stride())
         if v.numel() and first.setdefault(at, k) != k: again[k] = first[at]
     return again
-
 
 # %% ../../nbs/core/31_checkpoints.ipynb #c007
 builders = Registry("kind of model", "builds")
@@ -105,21 +105,24 @@ def _transformer(config: dict, name: str) -> Transformer: return Transformer(Tra
 def load_checkpoint(folder: str | Path, device="cpu"):
     "A model saved by `save_checkpoint`, in float32, in eval mode; of whatever kind its note names."
     folder = Path(folder)
-    note = read_note(folder)
-    weights, _ = read_tensors(folder / "model.safetensors")
+    note, (weights, _) = read_note(folder), read_tensors(folder / "model.safetensors")
     if (kind := note.get("model", "?")) not in builders.keys():
         raise ValueError(f"{folder.name} holds a {kind!r}, none of {', '.join(builders.keys())}: the module that made it loads it")
-    lm = builders[kind](note["config"], note.get("name", folder.name))
-    weights = {k: v.float() for k, v in weights.items()}
-    weights |= {k: weights[first] for k, first in _shared(lm).items() if first in weights and k not in weights}
-    try:
-        lm.load_state_dict(weights)
-    except RuntimeError as e:
-        raise ValueError(f"model.safetensors in {folder.name}/ does not fit its note.json: {e}; nothing was loaded") from e
+    lm = _fill(builders[kind](note["config"], note.get("name", folder.name)), weights, folder)
     if (folder / "tokenizer.json").is_file():
         from arlm_nb.core.tokenizer import Tokenizer
         lm.tokenizer = Tokenizer.load(folder / "tokenizer.json")
     return lm.to(device).eval()
+
+
+def _fill(model: torch.nn.Module, weights: dict, folder: Path) -> torch.nn.Module:
+    "The weights into the model, numbers with a fraction in float32."
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    weights |= {k: weights[first] for k, first in _shared(model).items() if first in weights and k not in weights}
+    try: model.load_state_dict(weights)
+    except RuntimeError as e: raise ValueError(f"model.safetensors in {folder.name}/ does not fit its note.json: {e}; nothing was loaded") from e
+    return model
+
 
 def read_note(folder: str | Path) -> dict:
     "The note of a checkpoint folder."
@@ -154,7 +157,26 @@ def checkpoint_path(name: str) -> Path:
     error = unknown("checkpoint", name, checkpoint_names())
     raise ValueError(f"{error}. `make checkpoints` trains the reference checkpoints; a folder can be given by its path.")
 
-# %% ../../nbs/core/31_checkpoints.ipynb #c010
+# %% ../../nbs/core/31_checkpoints.ipynb #c011
+def checkpoint_folder(name_or_folder: str | Path, area: str = "") -> Path:  # area: names are those within it
+    "A shipped checkpoint's folder by name, or a folder that holds one."
+    folder = Path(name_or_folder)
+    return folder if (folder / "note.json").is_file() else checkpoint_path(f"{area}/{name_or_folder}" if area else str(name_or_folder))
+
+
+def load_module(
+    name_or_folder: str | Path,
+    build: Callable[..., torch.nn.Module],  # build(**config of the note) -> a model with any weights
+    kind: str,  # class name that the note must name
+    area: str = "",  # of shipped names
+) -> torch.nn.Module:
+    "A module of a known kind, in float32, in eval mode."
+    folder = checkpoint_folder(name_or_folder, area)
+    note = read_note(folder)
+    if note.get("model") != kind: raise ValueError(f"{folder.name} holds a {note.get('model')!r}, not a {kind}")
+    return _fill(build(**note.get("config", {})), read_tensors(folder / "model.safetensors")[0], folder).eval()
+
+# %% ../../nbs/core/31_checkpoints.ipynb #c012
 def load_lm(name_or_path: str,  # a shipped checkpoint, a local folder (ours or Hugging Face's), or a Hugging Face id ("org/name")
             device="cpu", **kwargs,  # for a Hugging Face model: passed on to HFLM
             ) -> LM:
@@ -168,7 +190,7 @@ def load_lm(name_or_path: str,  # a shipped checkpoint, a local folder (ours or 
     from arlm_nb.core.hflm import HFLM
     return HFLM(name, **kwargs)
 
-# %% ../../nbs/core/31_checkpoints.ipynb #c013n
+# %% ../../nbs/core/31_checkpoints.ipynb #c016
 makers = Registry("recipe", "makes")
 
 

@@ -100,24 +100,18 @@ def dual_data(kb: KnowledgeBase, size: int = 64) -> Callable:  # (step, rng) -> 
 @makes("retrieval/seal-dual")
 def train_kb_dual_encoder(steps: int = 200, seed: int = 0):
     "Make the checkpoint `retrieval/seal-dual`: trained on what the generator is trained on."
-    import json
-    from arlm_nb.core.checkpoints import write_tensors
+    from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import writable_path
     model = fit_dual_encoder(dual_data(knowledge_base()), kb_tokenizer().vocab_size, steps=steps, seed=seed)
-    folder = writable_path("checkpoints", "retrieval", "seal-dual")
-    write_tensors(folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items()})
-    note = {"model": "DualEncoder", "about": "Bags of tokens for questions and passages (InfoNCE); the rival of retrieval/seal-kb", "seed": seed, "steps": steps,
+    note = {"about": "Bags of tokens for questions and passages (InfoNCE); the rival of retrieval/seal-kb", "seed": seed, "steps": steps,
             "command": "python -m arlm_nb.train_checkpoints retrieval/seal-dual"}
-    (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n")
+    return save_checkpoint(model, writable_path("checkpoints", "retrieval", "seal-dual"), note)
 
 
 def load_kb_dual_encoder() -> DualEncoder:
     "The shipped dual encoder."
-    from arlm_nb.core.checkpoints import checkpoint_path, read_tensors
-    tensors, _ = read_tensors(checkpoint_path("retrieval/seal-dual") / "model.safetensors")
-    model = DualEncoder(kb_tokenizer().vocab_size)
-    model.load_state_dict({k: v.float() for k, v in tensors.items()})
-    return model.eval()
+    from arlm_nb.core.checkpoints import load_module
+    return load_module("seal-dual", lambda: DualEncoder(kb_tokenizer().vocab_size), "DualEncoder", "retrieval")
 
 
 def absent_keys(hits: Callable, questions: Sequence[str]) -> tuple[int, int]:  # (keys that occur nowhere, keys)

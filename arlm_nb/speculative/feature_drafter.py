@@ -4,8 +4,6 @@
 __all__ = ['FeatureDrafter', 'feature_draft_loss', 'FeatureSession', 'fit_feature_drafter', 'load_feature_drafter']
 
 # %% ../../nbs/speculative/11_feature_drafter.ipynb #c002
-import json
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,7 +113,7 @@ class FeatureSession:
 @makes("speculative/feature-drafter", after=("code-large",))
 def fit_feature_drafter(steps: int = 400, seed: int = 0, progress: bool = False) -> FeatureDrafter:
     "Train the drafter of `code-large` and write the checkpoint `speculative/feature-drafter` (about half a minute)."
-    from arlm_nb.core.checkpoints import write_tensors
+    from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.datasets import code, pack, windows
     from arlm_nb.core.lm import load_lm
     from arlm_nb.core.paths import writable_path
@@ -124,10 +122,7 @@ def fit_feature_drafter(steps: int = 400, seed: int = 0, progress: bool = False)
     model = FeatureDrafter(lm)
     data = windows(pack(lm.tokenizer, code().train[:400]), 64, 12)
     run = fit(model, data, feature_draft_loss, steps=steps, lr=3e-3, warmup=20, seed=seed, progress=progress)
-    folder = writable_path("checkpoints", "speculative", "feature-drafter", "model.safetensors").parent
-    write_tensors(folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items()}, {"format": "arlm_nb"})
     note = {
-        "model": "FeatureDrafter",
         "name": "feature-drafter",
         "target": lm.name,
         "n_layers": 1,
@@ -137,17 +132,14 @@ def fit_feature_drafter(steps: int = 400, seed: int = 0, progress: bool = False)
         "command": "python -m arlm_nb.train_checkpoints speculative/feature-drafter",
         "about": "Predicts the next hidden state of code-large; for draft trees",
     }
-    (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    save_checkpoint(model, writable_path("checkpoints", "speculative", "feature-drafter"), note)
     return model.eval()
 
 
 def load_feature_drafter(lm) -> FeatureDrafter:
     "The shipped drafter, for `code-large`."
-    from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
-    folder = checkpoint_path("speculative/feature-drafter")
-    note = read_note(folder)
+    from arlm_nb.core.checkpoints import checkpoint_path, load_module, read_note
+    note = read_note(checkpoint_path("speculative/feature-drafter"))
     if lm.name != note["target"]:
         raise ValueError(f"the shipped drafter reads {note['target']}, got {lm.name}; train one with feature_draft_loss")
-    model = FeatureDrafter(lm, note["n_layers"])
-    model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
-    return model.eval()
+    return load_module("speculative/feature-drafter", lambda **_: FeatureDrafter(lm, note["n_layers"]), "FeatureDrafter")

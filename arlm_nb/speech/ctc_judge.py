@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'wer', 'cer', 'Transcript', 'CTCJudge', 'collapse', 'spell', 'transcribe', 'judge_material', 'blur',
-           'ctc_loss', 'rows_of', 'save_judge', 'load_judge', 'train_ctc', 'make_ctc', 'judge_errors']
+           'ctc_loss', 'rows_of', 'train_ctc', 'make_ctc', 'judge_errors']
 
 # %% ../../nbs/speech/15_ctc_judge.ipynb #c002
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from torch.nn import functional as F
 
-from ..core.checkpoints import checkpoint_path, makes, read_note, read_tensors, write_tensors
+from ..core.checkpoints import load_module, makes, save_checkpoint
+
+from ..core.paths import writable_path
 
 from ..core.training import Loss, fit
 
@@ -150,24 +152,6 @@ def rows_of(material: dict, batch: int):  # data function for `fit`
     return data
 
 # %% ../../nbs/speech/15_ctc_judge.ipynb #c020
-def save_judge(model: nn.Module, name: str, note: dict, folder=None) -> None:
-    "Weights in float16 and a note into data/checkpoints/speech/<name>."
-    import json
-    from arlm_nb.core.paths import writable_path
-    folder = folder or writable_path("checkpoints", "speech", name, "note.json").parent
-    write_tensors(folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items()}, {"format": "arlm_nb"})
-    size = sum(p.numel() for p in model.parameters())
-    (folder / "note.json").write_text(json.dumps({"model": type(model).__name__, "name": name, "parameters": size} | note, indent=1) + "\n")
-
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c021
-def load_judge(model: nn.Module, name: str) -> nn.Module:
-    "The shipped weights, in float32, not to be trained further."
-    folder = checkpoint_path(f"speech/{name}")
-    if read_note(folder)["model"] != type(model).__name__: raise ValueError(f"speech/{name} holds no {type(model).__name__}")
-    model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
-    return model.eval().requires_grad_(False)
-
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c022
 def train_ctc(steps: int = 500, utterances: int = 1800, batch: int = 16, checkpoint=None, material: dict | None = None) -> CTCJudge:
     "Train and ship the judge of words."
     torch.manual_seed(0)
@@ -176,12 +160,12 @@ def train_ctc(steps: int = 500, utterances: int = 1800, batch: int = 16, checkpo
                checkpoint_every=500, progress=False).whole()
     note = {"data": f"judge_material({utterances}), speakers 0..199", "seed": 0, "steps": steps, "batch": batch,
             "loss": [[r["step"], round(r["loss"], 3)] for r in done.rows[::10]], "seconds": done.rows[-1]["seconds"]}
-    save_judge(model, "ctc", note)
+    save_checkpoint(model, writable_path("checkpoints", "speech", "ctc"), note)
     return model.eval()
 
-CTCJudge.load = staticmethod(lambda: load_judge(CTCJudge(), "ctc"))
+CTCJudge.load = staticmethod(lambda: load_module("ctc", CTCJudge, "CTCJudge", "speech").requires_grad_(False))
 
-# %% ../../nbs/speech/15_ctc_judge.ipynb #c024
+# %% ../../nbs/speech/15_ctc_judge.ipynb #c022
 @makes("speech/ctc")
 def make_ctc(): return train_ctc()
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from torch.nn import functional as F
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes, save_checkpoint
+from ..core.paths import writable_path
 
 from ..core.training import Loss, fit
 
-from .ctc_judge import blur, judge_material, load_judge, rows_of, save_judge
+from .ctc_judge import blur, judge_material, rows_of
 
 from .front_end import BINS, mel
 
@@ -104,10 +105,10 @@ def train_speaker(
                checkpoint=checkpoint, checkpoint_every=500, progress=False).whole()
     note = {"data": f"judge_material({utterances}, 0.25), speakers 0..199", "seed": 1, "steps": steps, "batch": batch,
             "loss": [[r["step"], round(r["loss"], 3)] for r in done.rows[::10]], "seconds": done.rows[-1]["seconds"]}
-    save_judge(model, "speaker", note)
+    save_checkpoint(model, writable_path("checkpoints", "speech", "speaker"), note)
     return model.eval()
 
-SpeakerJudge.load = staticmethod(lambda: load_judge(SpeakerJudge(), "speaker"))
+SpeakerJudge.load = staticmethod(lambda: load_module("speaker", SpeakerJudge, "SpeakerJudge", "speech").requires_grad_(False))
 
 # %% ../../nbs/speech/16_speaker_judge.ipynb #c016
 @makes("speech/speaker")

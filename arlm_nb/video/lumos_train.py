@@ -22,7 +22,7 @@ __all__ = ['REFERENCE', 'STEPS', 'BATCH', 'POOL', 'prompt_of', 'pack_clips', 'te
 
 # %% ../../nbs/video/25_lumos_train.ipynb #c003
 REFERENCE = {"tube": ("mm", "tube"), "random": ("mm", "random"), "naive3d": ("naive3d", "random"), "1d": ("1d", "random")}  # scheme, mask in training
-STEPS, BATCH, POOL = 300, 8, 1536
+STEPS, BATCH, POOL = 4000, 8, 8192
 
 def prompt_of(caption: str, size: int = 16, frames: int = 17) -> str:
     "Resolution and duration in words, then what is to be seen."
@@ -62,7 +62,7 @@ def make_reference(name: str):
     run = train_lumos(name, progress=False, checkpoint=run_folder(f"video/lumos_{name}")).whole()
     scheme, kind = REFERENCE[name]
     note = {"model": "Lumos", "scheme": scheme, "masks": kind, "seed": 0, "steps": run.steps_done, "batch": BATCH, "pool": POOL,
-            "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::2]], "command": f"python -m arlm_nb.train_checkpoints video/lumos_{name}"}
+            "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::20]], "command": f"python -m arlm_nb.train_checkpoints video/lumos_{name}"}
     save_checkpoint(run.model.lm, writable_path("checkpoints", "video", f"lumos_{name}", "note.json").parent, note, torch.int8)
 
 @makes("video/lumos_tube", after=("video/vq",))

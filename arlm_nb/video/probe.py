@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes
 from .captions import COLOURS, SHAPES
 
 if TYPE_CHECKING: from pandas import DataFrame
 
 # %% auto #0
 __all__ = ['StateProbe', 'pixel_places', 'read', 'features', 'maps', 'targets', 'probe_loss', 'frame_pool', 'mirror',
-           'train_probe', 'load_probe', 'save_probe', 'make_probe']
+           'train_probe', 'load_probe', 'make_probe']
 
 # %% ../../nbs/video/14_probe.ipynb #c004
 class StateProbe(nn.Module):
@@ -24,7 +24,7 @@ class StateProbe(nn.Module):
 
     def __init__(self, width: int = 48, depth: int = 3, features: int = 32):
         super().__init__()
-        self.settings, n = dict(width=width, depth=depth, features=features), len(COLOURS)
+        self.config, n = dict(width=width, depth=depth, features=features), len(COLOURS)
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, width, 4, 2, 1))
         self.blocks = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)) for _ in range(depth))
         self.out, self.heat = nn.Conv2d(width, features, 1), nn.Conv2d(features, n, 1)
@@ -144,31 +144,18 @@ def train_probe(steps: int = 2600, batch: int = 256, seed: int = 0, pool: int = 
 # %% ../../nbs/video/14_probe.ipynb #c015
 def load_probe(name_or_path="video/probe") -> StateProbe:
     "The shipped probe, or one in a folder."
-    from pathlib import Path
-    from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
-    folder = Path(name_or_path) if (Path(name_or_path) / "note.json").is_file() else checkpoint_path(str(name_or_path))
-    note = read_note(folder)
-    if note.get("model") != "StateProbe": raise ValueError(f"{folder.name} holds a {note.get('model')!r}, not a StateProbe")
-    probe = StateProbe(**note["settings"])
-    probe.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
-    return probe.eval()
-
-def save_probe(probe: StateProbe, folder, note: dict):
-    "Weights in int8 rows and a note."
-    import json
-    from pathlib import Path
-    from arlm_nb.core.checkpoints import write_tensors
-    write_tensors(Path(folder) / "model.safetensors", probe.state_dict(), dtype=torch.int8)
-    about = {"model": "StateProbe", "settings": probe.settings, "parameters": sum(p.numel() for p in probe.parameters())}
-    (Path(folder) / "note.json").write_text(json.dumps(about | note, indent=1) + "\n")
+    return load_module(name_or_path, StateProbe, "StateProbe")
 
 @makes("video/probe", after=("video/vq",))
 def make_probe():
     "Train and save `video/probe`."
+    from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import writable_path
     from arlm_nb.train_checkpoints import run_folder
     run = train_probe(progress=False, checkpoint=run_folder("video/probe")).whole()
-    note = {"seed": 0, "steps": run.steps_done, "batch": 256, "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::20]]}
-    save_probe(run.model, writable_path("checkpoints", "video", "probe", "note.json").parent, note | {"command": "python -m arlm_nb.train_checkpoints video/probe"})
+    rows = [(r["step"], round(r["loss"], 4)) for r in run.rows]
+    note = {"about": "Presence, shape and place of each colour, from single frames", "command": "python -m arlm_nb.train_checkpoints video/probe", "seed": 0, "steps": run.steps_done, "batch": 256,
+            "seconds": run.rows[-1]["seconds"], "loss": rows[::max(1, len(rows) // 20)] + rows[-1:]}
+    return save_checkpoint(run.model, writable_path("checkpoints", "video", "probe"), note, torch.int8)
 
 StateProbe.load, StateProbe.fit = staticmethod(load_probe), staticmethod(train_probe)

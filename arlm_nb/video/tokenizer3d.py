@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes
 from ..core.quantize import VectorQuantizer
 
 # %% auto #0
 __all__ = ['CausalConv', 'Residual', 'Grow', 'CausalVideoVQ', 'latents', 'from_latents', 'encode', 'decode', 'VideoStream',
            'bits_per_pixel', 'reconstruct', 'vq_loss', 'critic_loss', 'clip_pool', 'start_linear', 'train_vq',
-           'save_vq', 'load_vq', 'make_vq']
+           'load_vq', 'make_vq']
 
 # %% ../../nbs/video/13_tokenizer3d.ipynb #c004
 class CausalConv(nn.Conv3d):
@@ -66,7 +66,7 @@ class CausalVideoVQ(nn.Module):
 
     def __init__(self, codes: int = 128, dim: int = 16, width: int = 48):
         super().__init__()
-        self.settings, half = dict(codes=codes, dim=dim, width=width), width // 2
+        self.config, half = dict(codes=codes, dim=dim, width=width), width // 2
         self.block_in, self.block_out = CausalConv(3, dim, (4, 4, 4), (4, 4, 4)), nn.Linear(dim, 192)
         self.encoder = nn.ModuleList([CausalConv(12, half), CausalConv(half, width, stride=(2, 2, 2)), Residual(width),
                                       CausalConv(width, width, (3, 1, 1), (2, 1, 1)), Residual(width), CausalConv(width, dim, (1, 1, 1))])
@@ -199,12 +199,12 @@ def start_linear(vq: CausalVideoVQ, clips: Tensor, seed: int = 0):  # clips [B, 
     q.codebook.copy_(torch.from_numpy(means.cluster_centers_)), q.ready.fill_(1.0)
     q.counts.copy_(torch.bincount(q.nearest(z), minlength=q.n_codes) * (2560 / len(z))), q.sums.copy_(q.codebook * q.counts[:, None])
 
-def train_vq(steps: int = 600, batch: int = 32, seed: int = 0, pool: int = 2048, codes: int = 256, lr: float = 1.5e-3, adversarial: bool = False, **options):  # Fit
+def train_vq(steps: int = 8000, batch: int = 32, seed: int = 0, pool: int = 8192, codes: int = 256, lr: float = 1.5e-3, adversarial: bool = False, **options):  # Fit
     "Train a tokenizer from nothing; its pool of clips is no test's. adversarial: against a critic, too."
     from arlm_nb.core.training import fit
     torch.manual_seed(seed)
     vq, clips = CausalVideoVQ(codes), clip_pool(pool, seed=1000 + seed)
-    start_linear(vq, clips[::5].float() / 255, seed)
+    start_linear(vq, clips[::max(pool // 400, 1)].float() / 255, seed)
     def data(step, rng): return clips[torch.randint(len(clips), (batch,), generator=rng)].float() / 255
     settings = dict(steps=steps, lr=lr, warmup=20, final=0.02, seed=seed, precision="bfloat16") | options
     if not adversarial: return fit(vq, data, vq_loss, **settings)
@@ -214,34 +214,22 @@ def train_vq(steps: int = 600, batch: int = 32, seed: int = 0, pool: int = 2048,
     return run
 
 # %% ../../nbs/video/13_tokenizer3d.ipynb #c011
-def save_vq(vq: CausalVideoVQ, folder, note: dict):
-    "Weights in float16 and a note."
-    import json
-    from pathlib import Path
-    from arlm_nb.core.checkpoints import write_tensors
-    kept = {k: v.half() for k, v in vq.state_dict().items() if not k.endswith((".sums", ".counts", ".ready"))}
-    write_tensors(Path(folder) / "model.safetensors", kept)
-    about = {"model": "CausalVideoVQ", "settings": vq.settings, "parameters": sum(p.numel() for p in vq.parameters())}
-    (Path(folder) / "note.json").write_text(json.dumps(about | note, indent=1) + "\n")
-
 def load_vq(name_or_path="video/vq") -> CausalVideoVQ:
     "The shipped tokenizer, or one in a folder."
-    from pathlib import Path
-    from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
-    folder = Path(name_or_path) if (Path(name_or_path) / "note.json").is_file() else checkpoint_path(str(name_or_path))
-    note = read_note(folder)
-    if note.get("model") != "CausalVideoVQ": raise ValueError(f"{folder.name} holds a {note.get('model')!r}, not a CausalVideoVQ")
-    vq = CausalVideoVQ(**note["settings"])
-    vq.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()}, strict=False)
-    vq.quantizer.ready.fill_(1.0)
-    return vq.eval()
+    return load_module(name_or_path, CausalVideoVQ, "CausalVideoVQ")
 
 @makes("video/vq")
 def make_vq():
-    "Train and save `video/vq`."
+    "Train, save and measure `video/vq`."
+    from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import writable_path
-    run = train_vq(progress=False)
-    note = {"seed": 0, "steps": run.steps_done, "batch": 32, "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::4]]}
-    save_vq(run.model, writable_path("checkpoints", "video", "vq", "note.json").parent, note | {"command": "python -m arlm_nb.train_checkpoints video/vq"})
+    from arlm_nb.train_checkpoints import run_folder
+    from arlm_nb.video.sprites import moving_sprites
+    run, test = train_vq(progress=False, checkpoint=run_folder("video/vq")).whole(), moving_sprites(256, seed=7).video
+    rows, vq = [(r["step"], round(r["loss"], 4)) for r in run.rows], run.model.eval()
+    psnr = -10 * math.log10(float((vq.decode(vq.encode(test)) - test).square().mean()))
+    note = {"about": "Clips of sprites, 17 frames of 16 x 16 pixels, to 5 x 4 x 4 codes", "command": "python -m arlm_nb.train_checkpoints video/vq", "seed": 0, "steps": run.steps_done, "batch": 32,
+            "seconds": run.rows[-1]["seconds"], "loss": rows[::max(1, len(rows) // 20)] + rows[-1:], "measured": {"test_psnr": round(psnr, 2)}}
+    return save_checkpoint(vq, writable_path("checkpoints", "video", "vq"), note)
 
 CausalVideoVQ.load, CausalVideoVQ.fit = staticmethod(load_vq), staticmethod(train_vq)

@@ -116,13 +116,13 @@ def retrieval(model: DualEncoder, n: int = 64, seed: int = 1) -> dict[str, float
 def _pair(**_) -> DualEncoder: return reference_pair()
 
 def load_pair(name_or_folder: str | Path = "shapes-clip") -> DualEncoder:
-    from arlm_nb.vision.image_vae import load_module
-    return load_module(name_or_folder, _pair, "DualEncoder")
+    from arlm_nb.core.checkpoints import load_module
+    return load_module(name_or_folder, _pair, "DualEncoder", "vision")
 
 @makes("vision/shapes-clip")
 def make_pair() -> Path:
     "The reference pair of encoders."
-    from arlm_nb.vision.image_vae import make_module
+    from arlm_nb.train_checkpoints import make_module
     model = reference_pair()
     model.config = {}
     return make_module("vision/shapes-clip", model, pair_batches(), pair_objective(), lambda m: {k: round(v, 4) for k, v in retrieval(m, 128).items()}, steps=900, lr=2e-3, schedule="one_cycle", dtype=torch.int8,

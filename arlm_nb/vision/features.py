@@ -64,8 +64,8 @@ def digit_batches(rows: int = 64):  # (step, rng) -> (pictures, labels)
     return draw
 
 def load_features(name_or_folder: str | Path = "digits-features") -> FeatureNet:
-    from arlm_nb.vision.image_vae import load_module
-    return load_module(name_or_folder, FeatureNet, "FeatureNet")
+    from arlm_nb.core.checkpoints import load_module
+    return load_module(name_or_folder, FeatureNet, "FeatureNet", "vision")
 
 @torch.no_grad()
 def digit_accuracy(model: FeatureNet, change: Callable = lambda x: x) -> float:  # change: pictures -> pictures, before they are shown
@@ -76,7 +76,7 @@ def digit_accuracy(model: FeatureNet, change: Callable = lambda x: x) -> float: 
 @makes("vision/digits-features")
 def make_features() -> Path:
     "The reference features of digits."
-    from arlm_nb.vision.image_vae import make_module
+    from arlm_nb.train_checkpoints import make_module
     torch.manual_seed(0)
     return make_module("vision/digits-features", FeatureNet(), digit_batches(), feature_objective, lambda m: {"test_accuracy": round(digit_accuracy(m), 4)}, steps=600, lr=3e-3, schedule="one_cycle",
                        about="digits, 8 x 8 pixels, to 32 features")
@@ -127,7 +127,7 @@ def band_accuracy(model: FeatureNet, split: str = "test", n: int = 2000, seed: i
 @makes("vision/photos-features")
 def make_photo_features() -> Path:
     "The reference features of photographs."
-    from arlm_nb.vision.image_vae import make_module
+    from arlm_nb.train_checkpoints import make_module
     torch.manual_seed(0)
     def measure(m): return {f"{s}_accuracy": round(band_accuracy(m, s), 4) for s in ("train", "test")}
     return make_module("vision/photos-features", FeatureNet(8, channels=3), photo_batches(labels=True), feature_objective, measure, steps=2000, lr=3e-3, schedule="one_cycle",

@@ -2,10 +2,9 @@
 
 # %% auto #0
 __all__ = ['Residual', 'ConvEncoder', 'ConvDecoder', 'check_pictures', 'ImageVAE', 'encode', 'decode', 'vae_loss', 'standardise',
-           'scene_split', 'scene_batches', 'save_module', 'load_module', 'load_vae', 'make_module', 'make_vae']
+           'scene_split', 'scene_batches', 'load_vae', 'make_vae']
 
 # %% ../../nbs/vision/15_image_vae.ipynb #c002
-import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes
 from ..core.training import Loss
+from ..train_checkpoints import make_module
 from .shapes import all_scenes, shape_at
 from .captions import kept_for_test
 
@@ -130,51 +130,9 @@ def scene_batches(batch: int = 64, size: int = 16) -> Callable:  # (step, rng) -
     return lambda step, rng: all_scenes(size)[known[torch.randint(len(known), (batch,), generator=rng)]]
 
 # %% ../../nbs/vision/15_image_vae.ipynb #c018
-def save_module(model: nn.Module, folder: str | Path, note: dict | None = None, dtype: torch.dtype = torch.float16) -> Path:  # model.config: dict of its arguments
-    "Write weights and note of a module with a `config`."
-    from arlm_nb.core.checkpoints import write_tensors
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", dict(model.state_dict()), dtype=dtype)
-    about = {"model": type(model).__name__, "name": f"vision/{folder.name}", "parameters": sum(p.numel() for p in model.parameters()), "config": model.config}
-    (folder / "note.json").write_text(json.dumps(about | (note or {}), indent=1) + "\n")
-    return folder
+def load_vae(name_or_folder: str | Path = "shapes-vae") -> ImageVAE: return load_module(name_or_folder, ImageVAE, "ImageVAE", "vision")
 
 # %% ../../nbs/vision/15_image_vae.ipynb #c019
-def load_module(name_or_folder: str | Path, build: Callable, kind: str) -> nn.Module:  # build(**config); kind: class name in the note
-    "A module that `save_module` wrote: a shipped one by its name within vision, or a folder."
-    from arlm_nb.core.checkpoints import checkpoint_path, read_note
-    folder = Path(name_or_folder)
-    if not (folder / "note.json").is_file(): folder = checkpoint_path(f"vision/{name_or_folder}")
-    note = read_note(folder)
-    if note.get("model") != kind: raise ValueError(f"{folder.name} holds a {note.get('model')!r}, not a {kind}")
-    return _stored(folder, build(**note["config"]))
-
-def _stored(folder: Path, model: nn.Module) -> nn.Module:
-    "The model with the weights as they were written."
-    from arlm_nb.core.checkpoints import read_tensors
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(folder / "model.safetensors")[0].items()})
-    return model.eval()
-
-def load_vae(name_or_folder: str | Path = "shapes-vae") -> ImageVAE: return load_module(name_or_folder, ImageVAE, "ImageVAE")
-
-# %% ../../nbs/vision/15_image_vae.ipynb #c020
-def make_module(
-    name: str,  # "vision/..."
-    model: nn.Module, data: Callable, objective: Callable, finish: Callable = lambda model: {},  # trained model -> numbers for the note
-    *, steps: int, lr: float, about: str, dtype: torch.dtype = torch.float16, **options,
-) -> Path:
-    "Train a module, write it as a checkpoint, and measure what was written; an interrupted training goes on where it stopped."
-    from arlm_nb.core.paths import writable_path
-    from arlm_nb.core.training import fit
-    from arlm_nb.train_checkpoints import run_folder
-    run = fit(model, data, objective, steps=steps, lr=lr, checkpoint=run_folder(name), checkpoint_every=500, log_every=20, **options).whole()
-    folder, rows = writable_path("checkpoints", *name.split("/")), [(r["step"], round(r["loss"], 5)) for r in run.rows]
-    measured = finish(_stored(save_module(run.model.eval(), folder, dtype=dtype), run.model))
-    note = {"about": about, "command": f"python -m arlm_nb.train_checkpoints {name}", "seed": options.get("seed", 0), "steps": run.steps_done, "lr": lr,
-            "seconds": run.rows[-1]["seconds"], "torch": torch.__version__.split("+")[0], "loss": rows[::max(1, len(rows) // 20)] + rows[-1:], "measured": measured}
-    return save_module(run.model, folder, note, dtype)
-
-# %% ../../nbs/vision/15_image_vae.ipynb #c021
 @torch.no_grad()
 def _finish_vae(model: ImageVAE) -> dict:
     from arlm_nb.vision.shapes import scene_oracle

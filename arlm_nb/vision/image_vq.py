@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes
 from ..core.quantize import BinaryQuantizer, FiniteScalarQuantizer, VectorQuantizer
 from ..core.training import Loss
-from .image_vae import ConvDecoder, ConvEncoder, check_pictures, load_module, make_module, scene_batches, scene_split
+from ..train_checkpoints import make_module
+from .image_vae import ConvDecoder, ConvEncoder, check_pictures, scene_batches, scene_split
 from .patches import PatchViT
 from .shapes import all_scenes
 
@@ -117,7 +118,7 @@ def vq_tokenizer(n_codes: int = 128, dim: int = 8, **config) -> VQImageTokenizer
     model.config = {"n_codes": n_codes, "dim": dim} | config
     return model
 
-def load_vq(name_or_folder: str | Path = "shapes-vq128") -> VQImageTokenizer: return load_module(name_or_folder, vq_tokenizer, "VQImageTokenizer")
+def load_vq(name_or_folder: str | Path = "shapes-vq128") -> VQImageTokenizer: return load_module(name_or_folder, vq_tokenizer, "VQImageTokenizer", "vision")
 
 @torch.no_grad()
 def vq_report(model: VQImageTokenizer, images: Tensor) -> dict[str, float]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes
 from ..core.quantize import VectorQuantizer
 from ..core.training import Loss
-from .image_vae import ConvDecoder, ConvEncoder, check_pictures, load_module, make_module, scene_batches, scene_split
+from ..train_checkpoints import make_module
+from .image_vae import ConvDecoder, ConvEncoder, check_pictures, scene_batches, scene_split
 from .shapes import all_scenes
 
 # %% ../../nbs/vision/17_multi_scale.ipynb #c003
@@ -108,7 +109,7 @@ def multi_scale_objective(coarse: float = 0.0) -> Callable:  # coarse: weight of
         return Loss(mse + coarse * sum(early) + vq, {"mse": float(mse.detach())})
     return objective
 
-def load_multi_scale(name_or_folder: str | Path = "shapes-var") -> MultiScaleTokenizer: return load_module(name_or_folder, MultiScaleTokenizer, "MultiScaleTokenizer")
+def load_multi_scale(name_or_folder: str | Path = "shapes-var") -> MultiScaleTokenizer: return load_module(name_or_folder, MultiScaleTokenizer, "MultiScaleTokenizer", "vision")
 
 @torch.no_grad()
 def scale_report(model: MultiScaleTokenizer, images: Tensor) -> dict:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.cache import KVCache
+from ..core.checkpoints import load_module
 from .adaln import AdaLNTransformer, TimeClass
 from .captions import parse_caption
 from .entities import Layout, layout
-from .image_vae import load_module
 from .shapes import COLORS, KINDS
 
 # %% ../../nbs/vision/41_next_x_model.ipynb #c003
@@ -93,4 +93,4 @@ def caption_class(caption: str) -> int:  # 0..23
 
 def scene_class(index: Tensor) -> Tensor: return index // 50  # numbers of single-object scenes (0..1199) -> classes
 
-def load_next_x(name_or_folder: str) -> NextXModel: return load_module(name_or_folder, lambda **config: NextXModel(**config), "NextXModel")
+def load_next_x(name_or_folder: str) -> NextXModel: return load_module(name_or_folder, lambda **config: NextXModel(**config), "NextXModel", "vision")

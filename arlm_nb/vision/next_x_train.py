@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.checkpoints import makes
-from .image_vae import ImageVAE, load_vae, make_module, scene_split
+from ..train_checkpoints import make_module
+from .image_vae import ImageVAE, load_vae, scene_split
 from .next_x_loss import next_x_objective
 from .next_x_model import NextXModel, scene_class
 from .shapes import all_scenes

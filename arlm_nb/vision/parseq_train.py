@@ -5,13 +5,12 @@ __all__ = ['SIZES', 'STEPS', 'BATCH', 'LR', 'sizes_of', 'build_recognizer', 'sav
            'train_reader', 'make_reader', 'make_k6', 'make_k1']
 
 # %% ../../nbs/vision/24_parseq_train.ipynb #c002
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import checkpoint_folder, load_module, makes, read_note, save_checkpoint
 from .patches import PatchViT
 from .recognizer import TextRecognizer, plm_objective
 from .words import LETTERS, word_images
@@ -33,24 +32,13 @@ def build_recognizer(sizes: dict, name: str = "recognizer") -> TextRecognizer:
 # %% ../../nbs/vision/24_parseq_train.ipynb #c006
 def save_recognizer(model: TextRecognizer, folder: str | Path, note: dict | None = None, dtype=torch.float16) -> Path:
     "Write weights and note."
-    from arlm_nb.core.checkpoints import write_tensors
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", {k: v.to(dtype) for k, v in model.state_dict().items()})
-    about = {"model": "TextRecognizer", "name": model.name, "parameters": sum(p.numel() for p in model.parameters()), "config": sizes_of(model)}
-    (folder / "note.json").write_text(json.dumps(about | (note or {}), indent=1) + "\n")
-    return folder
+    return save_checkpoint(model, folder, {"config": sizes_of(model)} | (note or {}), dtype)
 
 # %% ../../nbs/vision/24_parseq_train.ipynb #c007
 def load_recognizer(name_or_folder: str | Path) -> TextRecognizer:
     "A shipped recogniser (`parseq-k6`, `parseq-k1`) or one that `save_recognizer` wrote."
-    from arlm_nb.core.checkpoints import checkpoint_path, read_note, read_tensors
-    folder = Path(name_or_folder)
-    if not (folder / "note.json").is_file(): folder = checkpoint_path(f"vision/{name_or_folder}")
-    note = read_note(folder)
-    if note.get("model") != "TextRecognizer": raise ValueError(f"{folder.name} holds a {note.get('model')!r}, not a TextRecognizer")
-    model = build_recognizer(note["config"], note["name"])
-    model.load_state_dict({k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()})
-    return model.eval()
+    name = read_note(checkpoint_folder(name_or_folder, "vision")).get("name", "recognizer")
+    return load_module(name_or_folder, lambda **sizes: build_recognizer(sizes, name), "TextRecognizer", "vision")
 
 # %% ../../nbs/vision/24_parseq_train.ipynb #c009
 SIZES = {"encoder": {"image_size": (8, 56), "patch": (8, 4), "channels": 1, "d_model": 64, "n_layers": 3, "n_heads": 4},

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoints import makes
+from ..core.checkpoints import load_module, makes
 from .captions import parse_caption
 from .image_lm import ImageLM, check_classes, generate_image, image_lm_objective
-from .image_vae import load_module, make_module, scene_split
+from ..train_checkpoints import make_module
+from .image_vae import scene_split
 from .image_vq import load_vq
 from .multi_scale import load_multi_scale
 from .scale_lm import ScaleLM, generate_scales, scale_lm_objective
@@ -64,8 +65,8 @@ def _scale(tokenizer: str = "shapes-var", **config) -> ScaleLM:
     model.config = {"tokenizer": tokenizer} | config
     return model
 
-def load_image_lm(name_or_folder: str | Path = "shapes-ar") -> ImageLM: return load_module(name_or_folder, _raster, "ImageLM")
-def load_scale_lm(name_or_folder: str | Path = "shapes-var-lm") -> ScaleLM: return load_module(name_or_folder, _scale, "ScaleLM")
+def load_image_lm(name_or_folder: str | Path = "shapes-ar") -> ImageLM: return load_module(name_or_folder, _raster, "ImageLM", "vision")
+def load_scale_lm(name_or_folder: str | Path = "shapes-var-lm") -> ScaleLM: return load_module(name_or_folder, _scale, "ScaleLM", "vision")
 
 # %% ../../nbs/vision/36_reference_lms.ipynb #c008
 @torch.no_grad()
