@@ -76,7 +76,7 @@ def test_probe_comes_back_from_a_folder(tmp_path, probe):
     own = StateProbe(width=16, depth=1)
     save_checkpoint(own, tmp_path / "own", dtype=torch.int8)
     again, video = load_probe(tmp_path / "own"), torch.rand(1, 2, 3, 16, 16)
-    assert again.settings == own.settings and not again.training
+    assert again.config == own.config and not again.training
     assert float((again.features(video) - own.features(video)).abs().max()) < 0.05  # int8 rows
     with pytest.raises(ValueError, match="holds a 'CausalVideoVQ', not a StateProbe"): load_probe("video/vq")
 

@@ -70,7 +70,7 @@ class VideoDenoiser(nn.Module):
     def __init__(self, channels: int, cond_dim: int, *, width: int = 32, heads: int = 4):  # channels of the video, size of a condition vector
         super().__init__()
         if channels < 1 or cond_dim < 1: raise ValueError(f"channels and cond_dim must be >= 1, got {channels} and {cond_dim}")
-        self.settings = dict(channels=channels, cond_dim=cond_dim, width=width, heads=heads)
+        self.config = dict(channels=channels, cond_dim=cond_dim, width=width, heads=heads)
         a, b, d = width, 2 * width, 2 * width  # channels: full resolution, the two coarser ones, features of time
         self.time, self.frame = nn.Sequential(nn.Linear(32, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()), nn.Linear(16, a)
         self.stem, self.out = nn.Conv3d(channels, a, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(a, channels, (1, 3, 3), padding=(0, 1, 1))
@@ -90,7 +90,7 @@ def _unfold(x: Tensor) -> Tensor:  # [B, T, H, W, 4 c] -> [B, T, 2 H, 2 W, c]
 
 def _checked(self: VideoDenoiser, shape, cond: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:  # condition and what of it may be seen
     "Shapes are right; no condition is one of length 0."
-    c, d = self.settings["channels"], self.settings["cond_dim"]
+    c, d = self.config["channels"], self.config["cond_dim"]
     if len(shape) != 5 or shape[2] != c: raise ValueError(f"a video must be [B, T, {c}, H, W], got {list(shape)}")
     if shape[3] % 4 or shape[4] % 4: raise ValueError(f"height and width must be multiples of 4, got {shape[3]} x {shape[4]}")
     cond = self.out.weight.new_zeros(shape[0], 0, d) if cond is None else cond

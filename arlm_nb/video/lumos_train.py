@@ -17,8 +17,8 @@ from .sprites import VideoBatch, moving_sprites
 from .tokenizer3d import CausalVideoVQ, load_vq
 
 # %% auto #0
-__all__ = ['REFERENCE', 'STEPS', 'BATCH', 'POOL', 'prompt_of', 'pack_clips', 'textured', 'train_lumos', 'make_reference',
-           'make_tube', 'make_random', 'make_naive3d', 'make_1d', 'load_lumos']
+__all__ = ['REFERENCE', 'STEPS', 'BATCH', 'POOL', 'prompt_of', 'pack_clips', 'textured', 'train_lumos', 'windows_of',
+           'make_reference', 'make_tube', 'make_random', 'make_naive3d', 'make_1d', 'load_lumos']
 
 # %% ../../nbs/video/25_lumos_train.ipynb #c003
 REFERENCE = {"tube": ("mm", "tube"), "random": ("mm", "random"), "naive3d": ("naive3d", "random"), "1d": ("1d", "random")}  # scheme, mask in training
@@ -54,6 +54,11 @@ def train_lumos(name: str, *, steps: int = STEPS, batch: int = BATCH, pool: int 
     def objective(model, batch, rng): return ar_df_loss(model, batch, rng, kind=kind)
     return fit(model, batches, objective, steps=steps, lr=lr, warmup=30, final=0.05, weight_decay=0.01, seed=seed, **options)
 
+def windows_of(rows: list[dict], n: int = 20) -> list[tuple]:  # last step of each n rows; their mean loss, of all, of the first frame, of the last frame
+    "A training in few numbers."
+    parts = [rows[i:i + n] for i in range(0, len(rows), n)]
+    return [(p[-1]["step"], *(round(sum(r[k] for r in p) / len(p), 4) for k in ("loss", "frame 0", "frame 4"))) for p in parts]
+
 def make_reference(name: str):
     "Train and save one reference model."
     from arlm_nb.core.checkpoints import save_checkpoint
@@ -62,7 +67,7 @@ def make_reference(name: str):
     run = train_lumos(name, progress=False, checkpoint=run_folder(f"video/lumos_{name}")).whole()
     scheme, kind = REFERENCE[name]
     note = {"model": "Lumos", "scheme": scheme, "masks": kind, "seed": 0, "steps": run.steps_done, "batch": BATCH, "pool": POOL,
-            "loss": [(r["step"], round(r["loss"], 4)) for r in run.rows[::20]], "command": f"python -m arlm_nb.train_checkpoints video/lumos_{name}"}
+            "seconds": run.rows[-1]["seconds"], "loss": windows_of(run.rows), "command": f"python -m arlm_nb.train_checkpoints video/lumos_{name}"}
     save_checkpoint(run.model.lm, writable_path("checkpoints", "video", f"lumos_{name}", "note.json").parent, note, torch.int8)
 
 @makes("video/lumos_tube", after=("video/vq",))
