@@ -76,3 +76,17 @@ def test_k_is_tuned_on_questions_that_are_not_tested(name):
 ])
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message): call()
+
+
+def test_the_shipped_sizes_have_read_tasks_and_text():
+    from arlm_nb.prompting import shot_mix as M
+    lms = F.load_sizes()
+    assert [(lm.config.n_layers, lm.config.d_model) for lm in lms.values()] == [(1, 48), (2, 64), (4, 128)]
+    for lm in lms.values():
+        found = M.text_loss(lm, rows=16)
+        assert found["text"] < found["text_unigram"] - 0.3
+    ids = M.mix_batch(torch.Generator().manual_seed(3), 64, text=1.0)["ids"]
+    tok = M.mix_tokenizer()
+    assert (ids[:, 0] == tok.token_id("<doc>")).all() and not (ids == tok.token_id("Q")).any()
+    weights = M.mix_batch(torch.Generator().manual_seed(3), 64, text=1.0)["weights"]
+    assert weights.unique().tolist() == pytest.approx([0.1])
