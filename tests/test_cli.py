@@ -32,6 +32,7 @@ def test_show():
     (("show", "markov_chain"), "unknown key 'markov_chain'; nearest: markov_chains;"),
     (("list", "--area", "decoding"), "unknown area 'decoding'; nearest: decode;"),
     (("claims", "distortionfree"), "nearest: distortion_free"),
+    (("claims", "--recorded", "distortionfree"), "nearest: distortion_free"),
     (("bench", "nothing_like_it"), "unknown benchmark 'nothing_like_it'"),
     (("paper", "function_vector"), "unknown key 'function_vector'; nearest: function_vectors;"),
     (("toor",), "No such command 'toor'"),
@@ -67,3 +68,8 @@ def test_measured_numbers_are_shown(tmp_path):
     assert "unseen words: ours 0.75 [0.7, 0.8], baseline 0.5, ablation 0.49 accuracy -> holds" in done.stdout
     assert "size: ours 3 heads -> reported" in done.stdout
     assert "better by 12%" in done.stdout
+    table = arlm("claims", "--recorded", ARLM_DATA=str(tmp_path))
+    assert table.returncode == 0 and table.stdout.startswith("tuned_lens: holds (1.5 s)\n  unseen words: ours 0.75 [0.7, 0.8]") and table.stdout in done.stdout
+    assert json.loads((tmp_path/"claims.json").read_text()) == {"tuned_lens": entry}  # nothing ran, nothing was written
+    none = arlm("claims", "--recorded", "spectr", ARLM_DATA=str(tmp_path))
+    assert none.returncode == 0 and none.stdout == "nothing is recorded yet: run without --recorded\n"

@@ -64,14 +64,17 @@ def claims(
     keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Which; all of them without any.")] = None,
     seed: Annotated[int, typer.Option(help="The seed of every experiment.")] = 0,
     limit: Annotated[float | None, typer.Option(help="Seconds for each claim.")] = None,
+    recorded: Annotated[bool, typer.Option("--recorded", help="Print what data/claims.json holds; run nothing.")] = False,
 ) -> None:
     "Run the papers' claims and write data/claims.json."
-    from arlm_nb.core.claims import run_claims
+    from arlm_nb.core.claims import claim_modules, run_claims
+    found = measured()
+    entries = ((k, found[k]) for k in [find_paper(k).key for k in keys or claim_modules()] if k in found) if recorded else run_claims(keys or (), seed=seed, limit=limit)
     states = []
-    for key, entry in run_claims(keys or (), seed=seed, limit=limit):
+    for key, entry in entries:
         typer.echo("\n".join(_entry(key, entry)))
         states.append(entry["state"])
-    if not states: typer.echo("no claim is registered yet")
+    if not states: typer.echo("nothing is recorded yet: run without --recorded" if recorded else "no claim is registered yet")
     raise typer.Exit(int("error" in states))
 
 
