@@ -88,7 +88,7 @@ def ngram_bits(order: int = 3) -> float:  # bits per byte
     return -total / rows[:, 1:].numel() / size / torch.log(torch.tensor(2.0)).item()
 
 # %% ../../nbs/diffusion/28_text_models.ipynb #c008
-STEPS = 2500
+STEPS = 8000
 
 def docs_objective(kind: str):  # objective(model, batch, rng) -> Loss
     "Next token, or the bound; the first token of a window is given to both."
@@ -108,7 +108,7 @@ def docs_recipe(kind: str, steps: int = STEPS):  # Recipe
     def measure(lm) -> dict:
         found = docs_bits(lm if kind == "ar" else MaskedLM(lm, mask_id=VOCAB))
         return {"test_bits_per_byte": round(found.value, 4), "standard_error": round(found.stderr, 4), "kneser_ney_3_bits_per_byte": round(ngram_bits(), 4), "data": docs().hash}
-    fit = dict(optimizer="muon", lr=6e-3, warmup=50, log_every=20, checkpoint_every=100)
+    fit = dict(optimizer="muon", lr=6e-3, warmup=50, precision="bfloat16", log_every=20, checkpoint_every=100)
     about = "English of docstrings, 0.9 million parameters: " + {"ar": "left to right", "mdlm": "masked diffusion"}[kind]
     return Recipe(f"diffusion/{kind}-docs", lambda: (docs_config(kind), docs_tokenizer()), data, measure, steps, docs_objective(kind), fit, about, dtype=torch.int8)
 
