@@ -17,7 +17,7 @@ from .exact import entropy
 from .processes import Absorbing
 from ..core.checkpoints import makes
 
-# %% ../../nbs/diffusion/17_source_models.ipynb #c002a
+# %% ../../nbs/diffusion/17_source_models.ipynb #c003
 SYMBOLS, LENGTH = 12, 32  # V and T; the model's last id, V, is the mask (masked models) or the first token (autoregressive)
 
 def reference_source() -> MarkovSource:
@@ -29,7 +29,7 @@ def source_config(causal: bool, **changes) -> TransformerConfig:
     sizes = dict(d_model=48, n_layers=2, n_heads=4, context_length=2 * LENGTH, positions="rotary", norm="rmsnorm", bias=False)
     return TransformerConfig(SYMBOLS + 1, **(sizes | dict(causal=causal) | changes))
 
-# %% ../../nbs/diffusion/17_source_models.ipynb #c003
+# %% ../../nbs/diffusion/17_source_models.ipynb #c004
 def source_batches(size: int = 64):  # data(step, rng) -> ids [size, T]
     "Fresh texts at every step."
     source = reference_source()
@@ -41,7 +41,7 @@ def with_first(ids: Tensor) -> Tensor:  # [B, T] -> [B, T + 1]
     "The first token that an autoregressive model starts from."
     return torch.cat([torch.full_like(ids[:, :1], SYMBOLS), ids], 1)
 
-# %% ../../nbs/diffusion/17_source_models.ipynb #c003a
+# %% ../../nbs/diffusion/17_source_models.ipynb #c005
 def test_texts(n: int = 200, seed: int = 12345) -> Tensor:  # [n, T]
     "Texts that no training step drew."
     return reference_source().sample(n, LENGTH, torch.Generator().manual_seed(seed))
@@ -52,10 +52,10 @@ def ar_nll(lm: LM, ids: Tensor) -> Tensor:  # [B] nats a token
     logp = lm(with_first(ids)[:, :-1]).logits[..., :SYMBOLS].log_softmax(-1)
     return -logp.gather(-1, ids[..., None])[..., 0].mean(1)
 
-# %% ../../nbs/diffusion/17_source_models.ipynb #c004
+# %% ../../nbs/diffusion/17_source_models.ipynb #c006
 FIT = dict(lr=6e-3, warmup=30, weight_decay=0.0, log_every=20, checkpoint_every=100)
 
-def source_recipe(kind: str, steps: int = 1200):  # Recipe
+def source_recipe(kind: str, steps: int = 4000):  # Recipe
     "How `diffusion/source-ar` and `diffusion/source-mdlm` are made."
     from arlm_nb.core.training import next_token
     from arlm_nb.train_checkpoints import Recipe
@@ -71,7 +71,7 @@ def source_recipe(kind: str, steps: int = 1200):  # Recipe
     about = "A Markov chain with known truth: " + {"ar": "autoregressive", "mdlm": "masked diffusion"}[kind]
     return Recipe(f"diffusion/source-{kind}", lambda: (source_config(kind == "ar"), None), data, measure, steps, objective, FIT, about)
 
-# %% ../../nbs/diffusion/17_source_models.ipynb #c004a
+# %% ../../nbs/diffusion/17_source_models.ipynb #c007
 @makes("diffusion/source-ar")
 def source_ar_recipe(): return source_recipe("ar")
 
@@ -85,9 +85,9 @@ def load_source(kind: str):  # "ar" -> LM; "mdlm" -> MaskedLM
     lm = load_lm(f"diffusion/source-{kind}")
     return lm if kind == "ar" else MaskedLM(lm, mask_id=SYMBOLS)
 
-# %% ../../nbs/diffusion/17_source_models.ipynb #c005
+# %% ../../nbs/diffusion/17_source_models.ipynb #c008
 def train_source(kind: str, steps: int, seed: int = 0, batch: int = 64):  # the model: LM or MaskedLM
-    "A model of the source trained here and now; the reference models are this with 1,200 steps."
+    "A model of the source trained here and now; the reference models are this with 4,000 steps."
     from arlm_nb.core.training import fit, next_token
     from arlm_nb.core.transformer import Transformer
     if kind not in ("ar", "mdlm"): raise ValueError(f"kind must be 'ar' or 'mdlm', got {kind!r}")
