@@ -131,7 +131,7 @@ def _sentences(report) -> list[Measured]:
     sim = {s: report.interval(s, "sim") for s in rate}
     near = report.difference("FELLE", "regression", "sim")
     dynamic, vanilla, best = (100 * rate[k].value for k in ("c2f, dynamic", "c2f, vanilla", "truth, vocoded"))
-    notes = f"short heads: dynamic {dynamic:.1f}, vanilla {vanilla:.1f}; truth vocoded {best:.1f}"
+    notes = f"short heads: dynamic {dynamic:.1f}, vanilla {vanilla:.1f}; without guidance {100 * rate['FELLE, no guidance'].value:.1f}; truth vocoded {best:.1f}"
     ours, plain = rate["FELLE"], rate["regression"]
     cer = Measured(100 * ours.value, 100 * plain.value, "sound error rate, %", ours.value <= plain.value + 0.01, vanilla,
                    (100 * ours.low, 100 * ours.high), notes, "free-running sentences")

@@ -5,15 +5,13 @@ __all__ = ['STEPS', 'MORE', 'voices_pool', 'slow_frames', 'make_batch', 'pair_da
            'make_felle', 'make_regression', 'load_reference']
 
 # %% ../../nbs/speech/22_felle_train.ipynb #c002
-import json
-
 import numpy as np
 
 import torch
 
 from torch import Tensor, nn
 
-from ..core.checkpoints import checkpoint_path, makes, read_note, read_tensors, write_tensors
+from ..core.checkpoints import load_module, makes, save_checkpoint
 
 from ..core.training import fit
 
@@ -79,11 +77,12 @@ def felle_few(model: Felle, batch: dict, rng: torch.Generator):
     "`felle_loss` with the flows on 384 places of the batch: they are as dear as the LM, and its gradient is the noisier one."
     return felle_loss(model, batch, rng, flow_frames=384)
 
-# %% ../../nbs/speech/22_felle_train.ipynb #c011
+# %% ../../nbs/speech/22_felle_train.ipynb #c012
 def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int = 200, each: int = 6, checkpoint=None, folder=None,
-                voices: dict | None = None, start: Felle | None = None, lr: float = 2e-3) -> Felle:
-    "Train one system, afresh or from `start`, and save it as speech/<name>."
+                voices: dict | None = None, start: Felle | None = None, lr: float = 6e-3) -> Felle:
+    "Train one system, afresh or from `start`, and save it as speech/<name>; a stopped run goes on from its checkpoint."
     from arlm_nb.core.paths import writable_path
+    from arlm_nb.train_checkpoints import run_folder
     torch.manual_seed(5)
     model, data = start or new_felle(), pair_data(voices or voices_pool(range(speakers), each), batch)
     done = fit(
@@ -92,35 +91,26 @@ def train_felle(name: str, objective, steps: int, batch: int = 8, speakers: int 
         objective,
         steps=steps,
         lr=lr,
+        optimizer="muon",
         warmup=50,
         weight_decay=0.02,
         seed=5,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint or run_folder(f"speech/{name}"),
         checkpoint_every=250,
         progress=False,
     ).whole()
-    folder = folder or writable_path("checkpoints", "speech", name, "note.json").parent
-    write_tensors(
-        folder / "model.safetensors", {k: v.half() for k, v in model.state_dict().items() if k != "lm.head.weight"}, {"format": "arlm_nb"}
-    )
     note = {
-        "model": "Felle",
-        "name": name,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "objective": objective.__name__,
-        "data": f"voices_pool({speakers} speakers, {each} sentences each)",
-        "seed": 5,
-        "steps": steps,
-        "batch": batch,
-        "seconds": done.rows[-1]["seconds"],
-        "loss": [{k: round(v, 4) for k, v in r.items() if k not in ("lr", "grad_norm", "seconds")} for r in [*done.rows[:-1:4], done.rows[-1]]],
+        "about": {"felle": "FELLE on synthetic voices", "felle-regression": "FELLE's baseline: its weights, trained on by regression alone"}.get(name, name),
+        "objective": objective.__name__, "data": f"voices_pool({speakers} speakers, {each} sentences each)", "seed": 5, "steps": steps, "batch": batch,
+        "optimizer": f"muon, learning rate {lr}", "seconds": done.rows[-1]["seconds"],
+        "loss": [{k: round(v, 4) for k, v in r.items() if k not in ("lr", "grad_norm", "seconds")} for r in [*done.rows[:-1:20], done.rows[-1]]],
     }
-    (folder / "note.json").write_text(json.dumps(note, indent=1) + "\n")
-    return model.eval()
+    save_checkpoint(done.model, folder or writable_path("checkpoints", "speech", name), note)
+    return done.model.eval()
 
-STEPS, MORE = 1200, 200  # of FELLE; of the baseline, after these
+STEPS, MORE = 5000, 1000  # of FELLE; of the baseline, after these
 
-# %% ../../nbs/speech/22_felle_train.ipynb #c012
+# %% ../../nbs/speech/22_felle_train.ipynb #c013
 @makes("speech/felle")
 def make_felle(voices: dict | None = None, checkpoint=None):
     "The shipped system."
@@ -130,13 +120,9 @@ def make_felle(voices: dict | None = None, checkpoint=None):
 def make_regression(voices: dict | None = None, checkpoint=None):
     "The baseline: FELLE's weights, then regression alone. It has seen all that FELLE has, and more."
     start = load_reference("felle").train().requires_grad_(True)
-    return train_felle("felle-regression", regression_loss, MORE, start=start, lr=1e-3, voices=voices, checkpoint=checkpoint)
+    return train_felle("felle-regression", regression_loss, MORE, start=start, lr=2e-3, voices=voices, checkpoint=checkpoint)
 
-# %% ../../nbs/speech/22_felle_train.ipynb #c013
+# %% ../../nbs/speech/22_felle_train.ipynb #c014
 def load_reference(name: str = "felle") -> Felle:
     "A shipped system: felle, or felle-regression."
-    folder, model = checkpoint_path(f"speech/{name}"), new_felle()
-    weights = {k: v.float() for k, v in read_tensors(folder / "model.safetensors")[0].items()}
-    if read_note(folder)["model"] != "Felle": raise ValueError(f"speech/{name} is no Felle")
-    model.load_state_dict(weights | {"lm.head.weight": weights["lm.tok.weight"]})
-    return model.eval().requires_grad_(False)
+    return load_module(name, new_felle, "Felle", "speech").requires_grad_(False)
