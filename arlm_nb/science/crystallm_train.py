@@ -86,7 +86,7 @@ def new_model(seed: int = 0) -> Transformer:
     return Transformer(crystal_config(tokenizer.vocab_size), tokenizer, name="science/crystallm")
 
 # %% ../../nbs/science/17_crystallm_train.ipynb #c007
-STEPS = 800
+STEPS = 2000
 
 @torch.no_grad()
 def held_out_loss(lm, texts: Sequence[str], batch: int = 20) -> float:  # nats a token, every token counting alike
