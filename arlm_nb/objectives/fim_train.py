@@ -81,7 +81,7 @@ def l2r_loss(lm, tiles: Tensor, batch: int = 64) -> Tensor:  # [n] nats per toke
     return torch.cat(nll)
 
 # %% ../../nbs/objectives/25_fim_train.ipynb #c014
-STEPS, ROWS, CONTEXT = 2000, 16, 128
+STEPS, ROWS, CONTEXT = 6000, 16, 128
 REFERENCE: dict[str, dict] = {
     "fim-0": dict(rate=0.0),
     "fim-50": dict(rate=0.5),
