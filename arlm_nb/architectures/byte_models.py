@@ -22,7 +22,7 @@ from ..core.paths import unknown
 from ..core.transformer import Transformer, TransformerConfig
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c003
-T, ROWS, STEPS, RATE = 192, 16, 550, 6e-3  # bytes in a text, texts in a batch, steps, learning rate
+T, ROWS, STEPS, RATE = 192, 16, 1200, 6e-3  # bytes in a text, texts in a batch, steps, learning rate
 PIECES = 96  # BPE tokens that stand for T bytes
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c004
@@ -40,12 +40,12 @@ def _plain(d: int, layers: int, window: int) -> ByteArm:
 
 # %% ../../nbs/architectures/45_byte_models.ipynb #c005
 ARMS = {
-    "spacebyte": _space(36), "periodic": _space(36, "periodic"), "periodic-8": _space(36, "periodic", patches=24),  # 2 + 2 local blocks, 2 global ones
-    "bytes": _plain(44, 3, 64), "bytes-deep": _plain(36, 5, 48),
-    "megabyte": ByteArm("megabyte", dict(d_model=84, d_local=42, n_layers=3, n_local_layers=2, patch=6, context=T, d_head=14)),
-    "bpe": ByteArm("bpe", dict(d_model=64, n_layers=3, n_heads=4, context_length=PIECES)),
-    "spacebyte-even": _space(44, local=2), "periodic-even": _space(44, "periodic", local=2),  # as many local blocks as global ones
-    "spacebyte-small": _space(24, local=2), "periodic-small": _space(24, "periodic", local=2), "bytes-small": _plain(24, 3, 40),
+    "spacebyte": _space(48), "periodic": _space(48, "periodic"), "periodic-8": _space(48, "periodic", patches=24),  # 2 + 2 local blocks, 2 global ones
+    "bytes": _plain(64, 3, 48), "bytes-deep": _plain(48, 5, 64),
+    "megabyte": ByteArm("megabyte", dict(d_model=108, d_local=60, n_layers=3, n_local_layers=2, patch=6, context=T, d_head=12)),
+    "bpe": ByteArm("bpe", dict(d_model=88, n_layers=3, n_heads=4, context_length=PIECES)),
+    "spacebyte-even": _space(60, local=2), "periodic-even": _space(60, "periodic", local=2),  # as many local blocks as global ones
+    "spacebyte-small": _space(32, local=2), "periodic-small": _space(32, "periodic", local=2), "bytes-small": _plain(32, 3, 48),
 }
 LARGE = tuple(n for n in ARMS if not n.endswith("-small"))
 CORPORA = ("docs", "code")
