@@ -124,10 +124,11 @@ def test_an_interrupted_training_saves_nothing_as_finished(tmp_path, monkeypatch
 
 
 def test_the_shipped_models_are_what_their_notes_say():
+    from arlm_nb.vision import next_x_train
     from arlm_nb.core.checkpoints import checkpoint_path, read_note
     for name in X.STUDY.values():
         model, note = X.load_next_x(name), read_note(checkpoint_path(f"vision/{name}"))
-        assert note["steps"] == 2000 and note["parameters"] == sum(p.numel() for p in model.parameters())
+        assert note["steps"] == next_x_train.STEPS and note["parameters"] == sum(p.numel() for p in model.parameters())
         assert name == f"next-x-{model.layout.kind}" + ("" if model.context == "random" else f"-{model.context}")
 
 

@@ -20,7 +20,7 @@ from .next_x_model import NextXModel, scene_class
 from .shapes import all_scenes
 
 SIZES = {"d_model": 64, "n_layers": 3, "n_heads": 4, "d_ffn": 96}
-STEPS, BATCH, LR = 2000, 64, 1.2e-2
+STEPS, BATCH, LR = 6000, 64, 1.2e-2
 
 # %% ../../nbs/vision/45_next_x_train.ipynb #c003
 @lru_cache(maxsize=1)
