@@ -55,7 +55,7 @@ def test_a_hugging_face_model_is_tuned(family):
     rows = torch.randint(1, VOCAB, (4, 25), generator=torch.Generator().manual_seed(0))
     objectives = (M.contrastive_tokens, M.simctg, M.nce, lambda *a: M.unlikelihood(*a, sequence=0.5, prefix=6, new_tokens=8, rows=2))
     for objective in objectives:
-        run = fit(lm.model, lambda step, rng: rows, lambda _, b, rng: objective(lm, b, rng), steps=2, lr=1e-3, progress=False, log_every=1)
+        run = fit(lm, lambda step, rng: rows, objective, steps=2, lr=1e-3, progress=False, log_every=1)
         assert all(math.isfinite(r["loss"]) for r in run.rows)
     written = M.write(lm, rows[:, :6].tolist(), new_tokens=8)
     assert len(M.repetition(written).frame) == 4

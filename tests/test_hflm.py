@@ -1,10 +1,13 @@
 """The LM contract on ten Hugging Face families: the wrapper changes nothing, and mask, positions, cache and hooks are honoured."""
+import copy
+
 import pytest
 import torch
 from tests.models import CONTEXT, FAMILIES, VOCAB, hf_model, hflm
 
 from arlm_nb.core.hflm import HFLM
 from arlm_nb.core.masks import causal, tree
+from arlm_nb.core.training import fit, next_token
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 
@@ -125,6 +128,25 @@ def test_gradients_pass(lm, ids):
     with lm.record("resid_post", [0], detach=False) as acts:
         loss = lm(ids).logits.square().mean()
     assert torch.autograd.grad(loss, acts["resid_post", 0])[0].abs().sum() > 0
+
+
+def test_fit_trains_what_the_wrapper_holds(lm, ids, tmp_path):
+    def rows(step, rng): return ids if step < 2 else ids.flip(1)
+    def still(model):  # no dropout: two runs can be compared
+        for m in model.model.modules():
+            if isinstance(m, torch.nn.Dropout): m.p = 0.0
+            elif isinstance(getattr(m, "dropout", None), float): m.dropout = 0.0
+        return model
+    one, two, three = (still(copy.deepcopy(lm)) for _ in range(3))
+    how = dict(lr=1e-3, schedule="constant", optimizer="sgd", progress=False, log_every=1)
+    whole = fit(one, rows, steps=4, evaluate=lambda model: {"wrapper": float(model is one)}, **how)
+    inner = fit(two.model, rows, lambda _, batch, rng: next_token(two, batch, rng), steps=4, **how)
+    assert whole.model is one and whole.rows[-1]["wrapper"] == 1 and not one.model.training
+    assert [r["loss"] for r in whole.rows] == pytest.approx([r["loss"] for r in inner.rows], rel=1e-5) and whole.rows[-1]["grad_norm"] > 0
+    fit(three, rows, steps=2, checkpoint=tmp_path, **how)
+    again = fit(still(copy.deepcopy(lm)), rows, steps=4, checkpoint=tmp_path, **how)
+    torch.testing.assert_close(again.model(ids).logits, one(ids).logits, **CLOSE)
+    with pytest.raises(ValueError, match="need a torch module, got HFLM"): fit(one, rows, steps=1, compile=True)
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ def load_state(folder: Path, model: nn.Module, optimizer) -> dict:
 @dataclass
 class Fit:
     "What a training run leaves."
-    model: nn.Module
+    model: nn.Module  # what was given to `fit`: a module, or an LM that holds one
     rows: list[dict]  # one for each logged step
     steps_done: int
     interrupted: bool = False
@@ -104,7 +104,13 @@ def _check(**given):
     for name, (value, low) in given.items():
         if value < low: raise ValueError(f"{name} must be >= {low}, got {value}")
 
-def fit(model: nn.Module,
+def _module(model) -> nn.Module:
+    "What is trained: the model itself, or the one that an LM holds."
+    for m in (model, getattr(model, "model", None)):
+        if isinstance(m, nn.Module): return m
+    raise TypeError(f"model must be a torch module or an LM that holds one as .model (HFLM), got {type(model).__name__}")
+
+def fit(model,  # a torch module, or an LM that holds one (HFLM): the objective is given what is given here
         data: Callable,  # (step, rng) -> batch; a pure function of both
         objective: Callable = next_token,  # (model, batch, rng) -> Loss
         *,
@@ -130,14 +136,19 @@ def fit(model: nn.Module,
     _check(steps=(steps, 1), accumulate=(accumulate, 1), checkpoint_every=(checkpoint_every, 1))
     if precision not in ("float32", "bfloat16"): raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
     learning_rate(0, lr=lr, steps=steps, schedule=schedule)
+    lm, model = model, _module(model)
+    if lm is not model and (compile or accelerator is not None):
+        raise ValueError(f"compile and accelerator need a torch module, got {type(lm).__name__}: pass its .model, and an objective that reads one")
     opt, rows, start = make_optimizer(optimizer, model, lr, weight_decay), [], 0
     if checkpoint and resume and (Path(checkpoint) / "state.safetensors").exists():
         state = load_state(checkpoint, model, opt)
         if state["seed"] != seed:
             raise ValueError(f"the checkpoint was made with seed {state['seed']}, got {seed}; pass resume=False to start again")
         start, rows = state["step"], state["metrics"]
-    if accelerator is not None: model, opt = accelerator.prepare(model, opt)
-    run = _Run(model, data, objective, opt, seed, accumulate, clip, precision, accelerator, _compiled(model) if compile else model)
+    if accelerator is not None:
+        model, opt = accelerator.prepare(model, opt)
+        lm = model
+    run = _Run(lm, model, data, objective, opt, seed, accumulate, clip, precision, accelerator, _compiled(model) if compile else lm)
     def lr_at(step): return learning_rate(step, lr=lr, steps=steps, schedule=schedule, warmup=warmup, final=final)
     every = dict(log=log_every, evaluate=evaluate_every, checkpoint=checkpoint_every)
     return _loop(run, start, steps, lr_at, rows, every, evaluate, checkpoint, progress)
@@ -146,7 +157,8 @@ def fit(model: nn.Module,
 @dataclass
 class _Run:
     "What one optimiser step needs."
-    model: nn.Module
+    lm: object  # what `evaluate` and the caller get
+    model: nn.Module  # what is trained
     data: Callable
     objective: Callable
     opt: torch.optim.Optimizer
@@ -155,7 +167,7 @@ class _Run:
     clip: float | None
     precision: str
     accelerator: object
-    forward: Callable  # the model, or its compiled form: same parameters
+    forward: Callable  # what the objective gets: lm, or its compiled form; same parameters
 
     def step(self, step: int, lr: float) -> dict:
         "One optimiser step -> its metrics."
@@ -193,11 +205,11 @@ def _loop(run, start, steps, lr_at, rows, every, evaluate, checkpoint, progress)
             done = step + 1
             look = bool(evaluate) and (done % every["evaluate"] == 0 or done == steps)
             if look:
-                run.model.eval(); row |= evaluate(run.model); run.model.train()
+                run.model.eval(); row |= evaluate(run.lm); run.model.train()
             if done % every["log"] == 0 or done == steps or look: rows.append(row)
             bar.update(); bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
             if done % every["checkpoint"] == 0: save()
     except KeyboardInterrupt: interrupted = True
     finally:
         save(); bar.close(); run.model.train(training)
-    return Fit(run.model, rows, done, interrupted)
+    return Fit(run.lm, rows, done, interrupted)
