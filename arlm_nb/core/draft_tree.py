@@ -80,7 +80,7 @@ class Follower:
     "A model and its cache over a text that grows by verified tokens."
 
     def __init__(self, lm, ids: Sequence[int], cost: Cost, room: int = 64):
-        self.lm, self.ids, self.cost, self.fed = lm, list(ids), cost, []
+        self.lm, self.ids, self.cost, self.fed, self.tokens = lm, list(ids), cost, [], []
         self.cache = lm.new_cache(1, capacity=len(self.ids) + room)
 
     @property
@@ -88,7 +88,7 @@ class Follower:
 
     def look(self, tree: DraftTree) -> tuple[Tensor, Tensor]:  # logits [1 + n, V] and hidden [1 + n, d]: after the root, after each node
         "One pass over what is not cached yet, the root and the tree."
-        self.fed = []
+        self.fed, self.tokens = [], []
         logits, hidden = self.more([tree.root, *tree.ids], [-1, *(p + 1 for p in tree.parents)])
         return logits, hidden
 
@@ -100,6 +100,7 @@ class Follower:
         "Feed further nodes; those fed before in this step stay visible to their descendants."
         start, first = len(self.ids) - 1, not self.fed
         self.fed += parents
+        if not getattr(self.lm, "reads_masks", True): return self._branches(list(tokens), first)
         depth, pending = _depths(self.fed), self.ids[self.cache.length:-1] if first else []
         ids = [*pending, *tokens]
         positions = [*range(start - len(pending), start), *(start + d for d in depth[len(depth) - len(tokens):])]
@@ -121,11 +122,11 @@ class Follower:
         "Keep the path's cache, drop the other nodes, and append the tokens to the text."
         start = len(self.ids) - 1
         slots = [start, *(start + 1 + n for n in nodes)]
-        if self.cache.length > start:
+        if self.cache.length > start and getattr(self.lm, "reads_masks", True):
             if slots == list(range(start, start + len(slots))): self.cache.crop(start + len(slots))
             else: self.cache.keep([*range(start), *slots])
         self.ids += list(tokens)
-        self.fed = []
+        self.fed, self.tokens = [], []
 
 
 def _depths(parents: Sequence[int]) -> list[int]:
@@ -133,6 +134,32 @@ def _depths(parents: Sequence[int]) -> list[int]:
     out = []
     for p in parents: out.append(0 if p < 0 else out[p] + 1)
     return out
+
+# %% ../../nbs/core/24_draft_tree.ipynb #c018
+def _branches(self: Follower, tokens: list[int], first: bool) -> tuple[Tensor, Tensor]:  # logits [m, V], hidden [m, d]
+    "`more` for a model without masks: root and what is pending into the cache, branches as rows from copies of it."
+    self.tokens += tokens
+    new, found = range(len(self.fed) - len(tokens) + first, len(self.fed)), []
+    def read(rows, cache):
+        self.cost.forward_passes, self.cost.positions = self.cost.forward_passes + 1, self.cost.positions + sum(map(len, rows))
+        return self.lm(torch.tensor(rows, device=self.lm.device), cache=cache)
+    if first:
+        out = read([[*self.ids[self.cache.length:-1], tokens[0]]], self.cache)
+        found.append((out.logits[0, -1:], out.hidden[0, -1:]))
+    if new:
+        inner = {self.fed[n] for n in new}
+        paths = [_path(self.fed, n) for n in new if n not in inner]
+        room = max(map(len, paths))
+        out = read([[self.tokens[n] for n in path] + [0] * (room - len(path)) for path in paths], self.cache.clone().fork(len(paths)))
+        at = {n: (row, i) for row, path in enumerate(paths) for i, n in enumerate(path)}
+        rows, places = (torch.tensor([at[n][k] for n in new], device=out.logits.device) for k in (0, 1))
+        found.append((out.logits[rows, places], out.hidden[rows, places]))
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+def _path(parents: list[int], node: int) -> list[int]:  # without the root, which is number 0
+    return [] if node == 0 else [*_path(parents, parents[node]), node]
+
+Follower._branches = _branches
 
 # %% ../../nbs/core/24_draft_tree.ipynb #c012
 def walk(

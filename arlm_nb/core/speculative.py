@@ -59,7 +59,7 @@ class ChainStep:
 # %% ../../nbs/core/26_speculative.ipynb #c005
 @register_decoder("speculative")
 def speculative(
-    lm,  # the target: Transformer or HFLM
+    lm,  # the target: any LM
     prompt,
     *,
     draft,  # a smaller LM with the same tokenizer
