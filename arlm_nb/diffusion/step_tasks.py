@@ -92,7 +92,7 @@ def batches(size: int = 24) -> Callable:  # data(step, rng) -> {"ids": [size, 58
     return data
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c013
-STEPS = 3000
+STEPS = {"mdlm": 20_000, "ar": 3000}
 
 def tasks_config(**changes) -> TransformerConfig:
     "Sizes of the model."
@@ -146,13 +146,13 @@ def measure(lm, n: int = 60, seed: int = 77) -> dict:
 
 # %% ../../nbs/diffusion/30_step_tasks.ipynb #c018
 @makes("diffusion/{}-tasks", each=("mdlm", "ar"))
-def make_tasks(kind: str = "mdlm", steps: int = STEPS):
+def make_tasks(kind: str = "mdlm", steps: int | None = None):
     "Train and save a model: masked diffusion, or left to right."
     from arlm_nb.core.checkpoints import save_checkpoint
     from arlm_nb.core.paths import writable_path
     from arlm_nb.core.training import fit
     from arlm_nb.train_checkpoints import run_folder
-    lm = new_model(kind=kind)
+    lm, steps = new_model(kind=kind), steps or STEPS[kind]
     how = dict(lr=6e-3, warmup=20, log_every=50, checkpoint_every=50, checkpoint=run_folder(lm.name))
     found = fit(lm, batches(), LOSSES[kind](), steps=steps, optimizer="muon", **how).whole()
     about = "Addition with written columns, running sums, reversed lists: " + {"mdlm": "masked diffusion", "ar": "left to right"}[kind]

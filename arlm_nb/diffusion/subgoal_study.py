@@ -148,19 +148,20 @@ class ArmRun:
     task: str  # path2, path3, path4, sudoku4, countdown3
     arm: str
     seed: int = 0
-    long: bool = False  # twice as many updates
+    long: bool = False  # 8,000 updates
 
     @property
     def name(self) -> str: return f"{self.task}-{self.arm}" + (f"-{self.seed}" if self.seed else "") + ("-long" if self.long else "")
     @property
-    def steps(self) -> int: return {"path2": 750, "path3": 1500, "path4": 2500, "sudoku4": 1000, "countdown3": 3000}[self.task] * (1 + self.long)
+    def steps(self) -> int: return 8000 if self.long else {"path2": 750, "path3": 1500, "path4": 2500, "sudoku4": 1000, "countdown3": 8000}[self.task]
     @property
     def beta(self) -> float: return 2.0 if self.task == "path4" else 1.0
 
 TASKS = {"path2": lambda: path_star(2), "path3": lambda: path_star(3), "path4": lambda: path_star(4), "sudoku4": lambda: sudoku(4), "countdown3": lambda: countdown(3)}
 RUNS = {r.name: r for r in [
     *(ArmRun("path2", a) for a in ("ar", "plain", "mgdm")), *(ArmRun("path3", a) for a in ARMS), ArmRun("path4", "ar"),
-    *(ArmRun("path4", a, s) for s in range(2) for a in ("plain", "mgdm")), ArmRun("path4", "mgdm", 0, True), *(ArmRun(t, a) for t in ("sudoku4", "countdown3") for a in ("ar", "plain", "mgdm"))]}
+    *(ArmRun("path4", a, s) for s in range(3) for a in ("plain", "mgdm")), *(ArmRun("path4", a, 0, True) for a in ("plain", "mgdm")),
+    *(ArmRun(t, a) for t in ("sudoku4", "countdown3") for a in ("ar", "plain", "mgdm"))]}
 
 # %% ../../nbs/diffusion/41_subgoal_study.ipynb #c017
 def make_run(name: str):  # -> core.training.Fit
